@@ -1,0 +1,119 @@
+"""The command line: names each command and where it lives; a command's module is imported when it is called."""
+
+import importlib
+import logging
+import os
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import click
+
+from efficient_empathy.errors import EmpathyError
+
+_COMMANDS = {
+    "label": ("distill", "Have a judge score a few dialogues, once; nothing paid for is asked twice."),
+    "distill": ("distill", "Turn judged examples into a scorer folder: train, export, check, report."),
+    "score": ("scorer", "Add a scorer's scores to every dialogue."),
+    "filter": ("selection", "Split dialogues into sensibility, rationality and discarded."),
+    "report": ("selection", "Show what a scorer folder or a subsets folder holds."),
+    "doctor": ("doctor", "Say which devices, providers and extras are there, and how to mend what is not."),
+    "verify": ("doctor", "Check every file of a folder against its manifest."),
+}
+
+
+class _LazyGroup(click.Group):
+    """Shows one line a command without importing it; imports the module of the command that is called."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(_COMMANDS)
+
+    def get_command(self, ctx: click.Context, name: str) -> click.Command | None:
+        if name not in _COMMANDS:
+            return None
+        area = _COMMANDS[name][0]
+        module = f"efficient_empathy.{area}" if area == "doctor" else f"efficient_empathy.{area}.commands"
+        command = getattr(importlib.import_module(module), f"{name}_command")
+        if not any(parameter.name == "config" for parameter in command.params):
+            command.params.append(_config_option())
+        return command
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        with formatter.section("Commands"):
+            formatter.write_dl([(name, text) for name, (_, text) in _COMMANDS.items()])
+
+
+def _config_option() -> click.Option:
+    return click.Option(
+        ["--config"],
+        type=click.Path(dir_okay=False, path_type=Path),
+        is_eager=True,
+        expose_value=False,
+        callback=_read_config,
+        help="YAML file of option values; flags win over it.",
+    )
+
+
+def _read_config(ctx: click.Context, _: click.Parameter, path: Path | None) -> None:
+    if path is None:
+        return
+    import yaml  # only where a file is given: --help stays fast
+
+    try:
+        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise EmpathyError(f"--config: there is no file '{path}'.") from None
+    except yaml.YAMLError as error:
+        raise EmpathyError(f"--config: '{path}' is not valid YAML: {error}") from error
+    if not isinstance(values, Mapping):
+        raise EmpathyError(f"--config: '{path}' must hold a mapping of option names to values.")
+    ctx.default_map = {**(ctx.default_map or {}), **_by_parameter(ctx, path, values)}
+
+
+def _by_parameter(ctx: click.Context, path: Path, values: Mapping[str, Any]) -> dict[str, Any]:
+    known = {parameter.name: parameter for parameter in ctx.command.params}
+    by_name = {}
+    for key, value in values.items():
+        name = str(key).replace("-", "_")
+        # An option's flag and its Python name may differ (--keep fills `expressions`): both are understood.
+        match = (
+            name
+            if name in known
+            else next((n for n, p in known.items() if f"--{key}".replace("_", "-") in p.opts), None)
+        )
+        if match is None:
+            options = ", ".join(sorted(str(n) for n in known if n != "config"))
+            raise EmpathyError(f"--config: '{path}' sets '{key}', which this command does not have. It has: {options}.")
+        by_name[match] = value
+    return by_name
+
+
+@click.group(cls=_LazyGroup, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
+@click.version_option(package_name="efficient-empathy", prog_name="ee-cli")
+def app() -> None:
+    """Turn a few LLM judgements into a scorer cheap enough to rate every dialogue."""
+
+
+def main() -> None:
+    """Run ``ee-cli``: exit 0 done, 1 a check said no, 2 the user can mend it."""
+    log = logging.getLogger("efficient_empathy")
+    log.setLevel(logging.INFO)
+    log.addHandler(logging.StreamHandler())  # stderr: results alone go to stdout
+    try:
+        app(standalone_mode=False, auto_envvar_prefix="EE")
+    except click.exceptions.Exit as stop:
+        sys.exit(stop.exit_code)
+    except click.Abort:
+        click.echo("Stopped. Run the same command again to go on from here.", err=True)
+        sys.exit(130)
+    except click.ClickException as error:
+        error.show()
+        sys.exit(2)
+    except EmpathyError as error:
+        click.echo(f"Error: {error}", err=True)
+        sys.exit(2)
+    except BrokenPipeError:
+        # The reader of our output went away, as `| head` does: nothing is wrong.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(0)

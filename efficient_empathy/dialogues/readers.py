@@ -1,0 +1,191 @@
+"""From a unit to its records and rejects, in bounded memory."""
+
+import itertools
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any
+
+import orjson
+
+from efficient_empathy.dialogues.blocks import CutLine, DamagedFileError, read_range, split_lines, unpack, without_bom
+from efficient_empathy.dialogues.files import base_name, container_of, open_file
+from efficient_empathy.dialogues.formats import RowError, parse_row
+from efficient_empathy.dialogues.records import Record, Reject, check_dialogue, row_json
+from efficient_empathy.dialogues.sheets import Found, read_sheet
+from efficient_empathy.dialogues.tables import read_batches, read_row_groups
+from efficient_empathy.dialogues.types import Dialogue
+from efficient_empathy.dialogues.units import Unit, plan_units
+from efficient_empathy.errors import EmpathyError
+
+_MAX_LIST_BYTES = 512 << 20
+
+
+def read_unit(unit: Unit) -> Iterator[Record | Reject]:
+    """Read the rows of a unit, in their order; a row that cannot be read comes as a ``Reject`` and stops nothing.
+
+    Raises:
+        EmpathyError: the file is gone or cannot be read, or a table is damaged.
+    """
+    name = _row_name(unit.path)
+    try:
+        for found in _rows_of(unit):
+            yield found if isinstance(found, Reject) else _record(unit.path, name, *found)
+    except OSError as error:
+        raise EmpathyError(f"reading '{unit.path}' failed: {error}. Run the same command again to go on.") from error
+
+
+def read_records(
+    inputs: Sequence[str], limit: int | None = None, on_reject: Callable[[Reject], None] | None = None
+) -> Iterator[Record]:
+    """Read every row of some inputs.
+
+    Args:
+        inputs: files, folders, globs or URLs.
+        limit: stop after this many records.
+        on_reject: called with each row that cannot be read; without it, such a row raises.
+
+    Raises:
+        EmpathyError: an input cannot be read, or a row cannot and ``on_reject`` is None.
+    """
+    records = _records(plan_units(inputs), on_reject)
+    return records if limit is None else itertools.islice(records, limit)
+
+
+def read_dialogues(
+    inputs: Sequence[str], limit: int | None = None, on_reject: Callable[[Reject], None] | None = None
+) -> Iterator[Dialogue]:
+    """Read every dialogue of some inputs; see ``read_records`` for the arguments and what is raised."""
+    return (record.dialogue for record in read_records(inputs, limit, on_reject))
+
+
+def _records(units: Iterable[Unit], on_reject: Callable[[Reject], None] | None) -> Iterator[Record]:
+    for unit in units:
+        for found in read_unit(unit):
+            if isinstance(found, Record):
+                yield found
+            elif on_reject is None:
+                raise EmpathyError(f"'{found.path}', line {found.line}: {found.reason}: {found.detail}.")
+            else:
+                on_reject(found)
+
+
+def _row_name(path: str) -> str:
+    """What rows without an id are called by; the files of saved data sets are told apart by their folder, the split."""
+    name = base_name(path)
+    return "/".join(path.split("/")[-2:]) if name.lower().endswith(".arrow") else name
+
+
+def _record(path: str, name: str, line: int, row: dict[str, Any], raw: bytes | None) -> Record | Reject:
+    try:
+        dialogue = parse_row(row, f"{name}:{line}")
+        check_dialogue(row, dialogue)
+    except RowError as error:
+        return Reject(path, line, error.reason, error.detail, _text(row_json(row) if raw is None else raw))
+    return Record(row, dialogue, path, line, raw)
+
+
+def _text(raw: bytes) -> str:
+    return raw.decode("utf-8", "backslashreplace")
+
+
+def _rows_of(unit: Unit) -> Iterator[Found]:
+    if unit.kind == "row-groups":
+        yield from _table(unit, read_row_groups(unit.path, unit.start, unit.stop))
+    elif unit.kind == "batches":
+        yield from _table(unit, read_batches(unit.path, unit.start, unit.stop))
+    else:
+        with open_file(unit.path) as file:
+            if unit.kind == "lines":
+                blocks = read_range(file, unit.start, unit.stop)
+                yield from _json_lines(unit.path, without_bom(blocks) if unit.start == 0 else blocks, unit.line)
+            else:
+                kind, packed = container_of(unit.path) or ("lines", "")
+                yield from _WHOLE[kind](unit.path, without_bom(unpack(file, packed)), 1)
+
+
+def _json_lines(path: str, blocks: Iterable[bytes], first: int) -> Iterator[Found]:
+    number = first - 1
+    try:
+        for number, line in enumerate(split_lines(blocks), first):
+            line = line if type(line) is CutLine else line.rstrip(b"\r")
+            try:
+                row = orjson.loads(line)
+            except orjson.JSONDecodeError as error:
+                if line.strip():
+                    yield _bad_line(path, number, line, str(error))
+                continue
+            if type(row) is dict and type(line) is bytes:
+                yield number, row, line
+            else:
+                yield _bad_line(path, number, line, "")
+    except DamagedFileError as error:
+        yield Reject(path, number + 1, error.reason, error.detail, "")
+
+
+def _bad_line(path: str, number: int, line: bytes, fault: str) -> Reject:
+    if isinstance(line, CutLine):
+        return Reject(
+            path, number, "line-too-long", "a line may have 64 MiB; only its beginning is kept here", _text(line)
+        )
+    if not fault:
+        return Reject(path, number, "not-an-object", "the line is JSON but no object", _text(line))
+    try:
+        line.decode("utf-8")
+    except UnicodeDecodeError as error:
+        return Reject(path, number, "invalid-utf8", f"byte {error.start + 1} of the line is not UTF-8", _text(line))
+    return Reject(path, number, "invalid-json", fault, _text(line))
+
+
+def _json_list(path: str, blocks: Iterable[bytes], first: int) -> Iterator[Found]:
+    """A ``.json`` file: a list, which has to be held whole, or one object a line."""
+    blocks = iter(blocks)
+    head = next(blocks, b"")
+    if head.lstrip().startswith(b"{"):
+        yield from _json_lines(path, itertools.chain([head], blocks), first)
+        return
+    held, size = [head], len(head)
+    try:
+        for block in blocks:
+            held.append(block)
+            size += len(block)
+            if size > _MAX_LIST_BYTES:
+                raise EmpathyError(
+                    f"'{path}' is a JSON list of over 512 MiB, which would be held whole; write it as JSONL."
+                )
+        rows = orjson.loads(b"".join(held))
+    except DamagedFileError as error:
+        yield Reject(path, first, error.reason, error.detail, "")
+        return
+    except orjson.JSONDecodeError as error:
+        yield Reject(path, first, "invalid-json", f"the file is not a JSON list: {error}", "")
+        return
+    for number, row in enumerate(rows if isinstance(rows, list) else [rows], first):
+        if isinstance(row, dict):
+            yield number, row, None
+        else:
+            yield Reject(path, number, "not-an-object", "the list's item is no object", _text(orjson.dumps(row)))
+
+
+def _sheet(path: str, blocks: Iterable[bytes], first: int) -> Iterator[Found]:
+    number = first
+    delimiter = "\t" if ".tsv" in base_name(path).lower() else ","
+    try:
+        for found in read_sheet(path, split_lines(blocks), delimiter):
+            number = found.line if isinstance(found, Reject) else found[0]
+            yield found
+    except DamagedFileError as error:
+        yield Reject(path, number + 1, error.reason, error.detail, "")
+
+
+_WHOLE = {"lines": _json_lines, "json": _json_list, "csv": _sheet}
+
+
+def _table(unit: Unit, rows: Iterable[dict[str, Any] | UnicodeDecodeError]) -> Iterator[Found]:
+    number = unit.line - 1
+    try:
+        for number, row in enumerate(rows, unit.line):
+            if isinstance(row, UnicodeDecodeError):
+                yield Reject(unit.path, number, "invalid-utf8", "a column's text is not UTF-8", "")
+            else:
+                yield number, row, None
+    except DamagedFileError as error:
+        yield Reject(unit.path, number + 1, error.reason, error.detail, "")

@@ -1,0 +1,173 @@
+"""CSV files: one row a dialogue with the columns as keys, or EmpatheticDialogues with one row an utterance."""
+
+import csv
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+from efficient_empathy.dialogues.blocks import MAX_LINE_BYTES, CutLine, DamagedFileError
+from efficient_empathy.dialogues.records import Reject
+from efficient_empathy.errors import EmpathyError
+
+Found = Reject | tuple[int, dict[str, Any], bytes | None]
+"""A row's line number, its columns and its bytes (JSONL only); or why there is none."""
+
+_UTTERANCE_COLUMNS = {"conv_id", "utterance_idx", "context", "prompt", "speaker_idx", "utterance"}
+
+
+def read_sheet(path: str, lines: Iterable[bytes], delimiter: str) -> Iterator[Found]:
+    """The rows of a CSV file.
+
+    Args:
+        path: the file's name, for rejects.
+        lines: the file's lines without line feeds.
+        delimiter: what stands between cells.
+
+    Raises:
+        EmpathyError: the header names a column twice.
+    """
+    texts = _texts(lines)
+    # The csv module's own limit, 131,072 characters a cell, is less than a long conversation.
+    csv.field_size_limit(max(csv.field_size_limit(), MAX_LINE_BYTES))
+    reader = csv.reader(texts, delimiter=delimiter)
+    header = next(reader, None)
+    if header is None:
+        return
+    if len(set(header)) < len(header):
+        raise EmpathyError(
+            f"'{path}' must name each column differently in its first line; found: {', '.join(header)[:200]}."
+        )
+    if set(header) >= _UTTERANCE_COLUMNS:
+        yield from _utterance_rows(path, texts, header, reader.line_num + 1)
+    else:
+        yield from _plain_rows(path, reader, header)
+
+
+def _texts(lines: Iterable[bytes]) -> Iterator[str]:
+    for line in lines:
+        # A byte that is not UTF-8 becomes a surrogate, which no valid text holds: its row is found and rejected alone.
+        # A line that was cut gets one, too.
+        yield (line + b"\xff" if isinstance(line, CutLine) else line).decode("utf-8", "surrogateescape") + "\n"
+
+
+def _shown(text: str) -> str:
+    return text.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
+
+
+def _is_utf8(text: str) -> bool:
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def _plain_rows(path: str, reader: Any, header: list[str]) -> Iterator[Found]:
+    while True:
+        first = reader.line_num + 1
+        try:
+            cells = next(reader)
+        except StopIteration:
+            return
+        except csv.Error as error:
+            yield Reject(path, first, "bad-csv-row", f"lines {first} to {reader.line_num}: {error}", "")
+            continue
+        if not cells or cells == [""]:
+            continue
+        if not _is_utf8("".join(cells)):
+            yield Reject(
+                path, first, "invalid-utf8", "a cell is not UTF-8, or its line is over 64 MiB", _shown(",".join(cells))
+            )
+        elif len(cells) != len(header):
+            detail = (
+                f"{len(cells)} cells in lines {first} to {reader.line_num}, {len(header)} expected; is a quote open?"
+            )
+            yield Reject(path, first, "bad-csv-row", detail, ",".join(cells))
+        else:
+            yield first, dict(zip(header, cells, strict=True)), None
+
+
+@dataclass
+class _Conversation:
+    """The utterances of one conversation, gathered while its lines pass."""
+
+    id: str
+    line: int
+    emotion: str = ""
+    situation: str = ""
+    turns: list[tuple[int, str, str]] = field(default_factory=list)
+    """Place in the conversation, speaker's number, text."""
+    lines: list[str] = field(default_factory=list)
+    fault: tuple[str, str] | None = None
+    """Reason and detail of the first line that could not be read: the conversation is then rejected whole."""
+
+
+def _utterance_rows(path: str, texts: Iterator[str], header: list[str], first: int) -> Iterator[Found]:
+    current: _Conversation | None = None
+    try:
+        for number, text in enumerate(texts, first):
+            line = text.strip("\r\n")
+            if not line.strip():
+                continue
+            cells = _cells(line, header)
+            own = line.split(",", 1)[0].strip('"') if cells is None else cells["conv_id"]
+            if current is None or current.id != own:
+                if current is not None:
+                    yield _finished(path, current)
+                current = _Conversation(own, number)
+            _add(current, number, line, cells)
+    except DamagedFileError as error:
+        if current is None:
+            raise
+        current.fault = (error.reason, error.detail)  # the rest of this conversation is lost: it is not whole
+    if current is not None:
+        yield _finished(path, current)
+
+
+def _add(to: _Conversation, number: int, line: str, cells: dict[str, str] | None) -> None:
+    to.lines.append(line)
+    if cells is None:
+        to.fault = to.fault or ("bad-csv-row", f"line {number} does not have the columns of EmpatheticDialogues")
+    elif not _is_utf8(line):
+        to.fault = to.fault or ("invalid-utf8", f"line {number} is not UTF-8")
+    else:
+        to.emotion = to.emotion or cells["context"]
+        to.situation = to.situation or _commas(cells["prompt"])
+        to.turns.append((int(cells["utterance_idx"]), cells["speaker_idx"], _commas(cells["utterance"])))
+
+
+def _finished(path: str, found: _Conversation) -> Found:
+    if found.fault is not None:
+        return Reject(path, found.line, *found.fault, _shown("\n".join(found.lines)))
+    turns = sorted(found.turns, key=lambda turn: turn[0])
+    speaker = turns[0][1]
+    row: dict[str, Any] = {"conv_id": found.id, "emotion": found.emotion, "situation": found.situation}
+    row["turns"] = [{"role": "speaker" if who == speaker else "listener", "text": text} for _, who, text in turns]
+    return found.line, row, None
+
+
+def _cells(line: str, header: list[str]) -> dict[str, str] | None:
+    """One line by column, or None.
+
+    The data set's own files hold no quoted cells: a comma is ``_comma_``, a quote is just a quote, and some lines have
+    one cell more than the header. Copies that were saved again may be quoted. What fits is taken.
+    """
+    for cells in (_quoted(line), line.split(",")):
+        if len(cells) in (len(header), len(header) + 1):
+            row = dict(zip(header, cells, strict=False))
+            if row["utterance_idx"].strip().isdecimal() and row["speaker_idx"].strip().isdecimal():
+                return row
+    return None
+
+
+def _quoted(line: str) -> list[str]:
+    if '"' not in line:
+        return []
+    try:
+        return next(csv.reader([line], strict=True), [])
+    except csv.Error:
+        return []
+
+
+def _commas(text: str) -> str:
+    return text.replace("_comma_", ",")

@@ -1,0 +1,102 @@
+"""EmpatheticDialogues as it is published, one utterance a row, and other CSV files."""
+
+import gzip
+
+import pytest
+
+from efficient_empathy.dialogues import Record, Reject, plan_units, read_unit
+from efficient_empathy.errors import EmpathyError
+
+HEADER = "conv_id,utterance_idx,context,prompt,speaker_idx,utterance,selfeval,tags"
+
+
+def _read(folder, text, name="train.csv"):
+    path = folder / name
+    data = text if isinstance(text, bytes) else text.encode()
+    path.write_bytes(gzip.compress(data) if name.endswith(".gz") else data)
+    return [found for unit in plan_units([str(path)]) for found in read_unit(unit)]
+
+
+@pytest.mark.parametrize("name", ["train.csv", "train.csv.gz"])
+def test_utterances_become_conversations(tmp_path, name):
+    text = f"""{HEADER}
+hit:0_conv:1,1,sad,I lost my dog_comma_ Rex.,4,Rex died_comma_ sadly.,5|5|5_2|2|5,
+hit:0_conv:1,2,sad,I lost my dog_comma_ Rex.,9,I am so sorry.,5|5|5_2|2|5,
+hit:0_conv:1,3,sad,I lost my dog_comma_ Rex.,4,Thank you.,5|5|5_2|2|5,
+hit:1_conv:2,1,joyful,I won.,9,I won!,5|5|5_2|2|5,
+hit:1_conv:2,2,joyful,I won.,4,Great!,5|5|5_2|2|5,,candidate one|candidate two
+"""
+    first, second = _read(tmp_path, text, name)
+    assert first.row == {
+        "conv_id": "hit:0_conv:1",
+        "emotion": "sad",
+        "situation": "I lost my dog, Rex.",
+        "turns": [
+            {"role": "speaker", "text": "Rex died, sadly."},
+            {"role": "listener", "text": "I am so sorry."},
+            {"role": "speaker", "text": "Thank you."},
+        ],
+    }
+    assert (first.dialogue.id, first.line, first.dialogue.is_pair) == ("hit:0_conv:1", 2, False)
+    assert (second.dialogue.id, second.line) == ("hit:1_conv:2", 5)
+    assert second.row["turns"] == [{"role": "speaker", "text": "I won!"}, {"role": "listener", "text": "Great!"}]
+
+
+def test_quotes_are_text_in_the_published_files_and_marks_in_copies(tmp_path):
+    text = f"""{HEADER}
+c1,1,sad,p,0,"Go away" he said,s,
+c1,2,sad,p,1,"It hurts, ""really"".",s,
+c1,3,sad,p,0,"an open one,s,
+c1,4,sad,p,1,ok,s,
+"""
+    (record,) = _read(tmp_path, text)
+    assert [turn.text for turn in record.dialogue.turns] == [
+        '"Go away" he said',
+        'It hurts, "really".',
+        '"an open one',
+        "ok",
+    ]
+
+
+def test_a_conversation_with_a_bad_line_is_rejected_whole(tmp_path):
+    text = HEADER.encode() + b"\nc1,1,sad,p,0,hi,s,\nc1,two,sad\nc2,1,sad,p,0,hi,s,\nc2,2,sad,p,1,oh \xff,s,\n"
+    text += b"c3,1,sad,p,0,hi,s,\nc3,2,sad,p,1,oh,s,\n"
+    first, second, third = _read(tmp_path, text)
+    assert (first.reason, first.line, first.raw) == ("bad-csv-row", 2, "c1,1,sad,p,0,hi,s,\nc1,two,sad")
+    assert (second.reason, second.line) == ("invalid-utf8", 4)
+    assert (type(third), third.dialogue.id) == (Record, "c3")
+
+
+def test_a_truncated_file_loses_the_conversation_it_was_cut_in(tmp_path):
+    lines = [f"c{n // 2},{n % 2 + 1},sad,p{n * 7919 % 1000},{n % 2},u{n * 104729 % 99991},s," for n in range(20000)]
+    (tmp_path / "train.csv.gz").write_bytes(gzip.compress("\n".join([HEADER, *lines]).encode())[:-3000])
+    *records, reject = [found for unit in plan_units([str(tmp_path)]) for found in read_unit(unit)]
+    assert all(len(record.dialogue.turns) == 2 for record in records)
+    assert isinstance(reject, Reject)
+    assert (reject.reason, reject.line) == ("truncated-file", 2 + 2 * len(records))
+
+
+def test_rows_with_too_many_or_too_few_cells(tmp_path):
+    text = '\ufeffprompt,response\r\na,b\r\n\r\nonly one\r\na,b,c\r\n"x\ny",z\r\nc,"never closed\r\n'
+    found = _read(tmp_path, text, "x.csv")
+    assert [(type(item).__name__, item.line) for item in found] == [
+        ("Record", 2), ("Reject", 4), ("Reject", 5), ("Record", 6), ("Record", 8),
+    ]  # fmt: skip
+    assert {item.reason for item in found if isinstance(item, Reject)} == {"bad-csv-row"}
+    assert found[0].dialogue.id == "x.csv:2"
+
+
+def test_a_cell_longer_than_the_csv_module_likes(tmp_path):
+    (record,) = _read(tmp_path, "prompt,response\n" + "a" * 200_000 + ",b\n", "x.csv")
+    assert len(record.dialogue.turns[0].text) == 200_000
+
+
+def test_messages_in_a_cell(tmp_path):
+    cell = '"[{""role"":""user"",""content"":""a""},{""role"":""assistant"",""content"":""b""}]"'
+    (record,) = _read(tmp_path, f"n,messages\n1,{cell}\n", "x.csv")
+    assert [turn.text for turn in record.dialogue.turns] == ["a", "b"]
+
+
+def test_a_column_named_twice(tmp_path):
+    with pytest.raises(EmpathyError, match="name each column differently"):
+        _read(tmp_path, "prompt,prompt\na,b\n", "x.csv")

@@ -1,0 +1,162 @@
+"""Inputs become the same units each time, and any cut gives the same rows."""
+
+import pickle
+
+import fsspec
+import orjson
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from efficient_empathy.dialogues import EXAMPLE_MODES, Record, plan_units, read_unit
+from efficient_empathy.errors import EmpathyError
+
+ROW = b'{"prompt":"a","response":"b"}'
+
+
+def _found(units):
+    return [(type(found).__name__, found.line, found.raw) for unit in units for found in read_unit(unit)]
+
+
+LINES = st.sampled_from(
+    [ROW, b"", b"   ", b"not json", b"[1]", b"\xff\xfe", '{"prompt":"\u2028x","response":"y"}'.encode()]
+)
+
+
+@settings(deadline=None, max_examples=60)
+@given(lines=st.lists(LINES, min_size=1, max_size=12), ends=st.sampled_from([b"\n", b"\r\n"]), last=st.booleans())
+def test_any_cut_gives_the_same_rows(tmp_path_factory, lines, ends, last):
+    path = tmp_path_factory.mktemp("cut") / "x.jsonl"
+    data = ends.join(lines) + (ends if last else b"")
+    path.write_bytes(data)
+    if not data:
+        return
+    whole = plan_units([str(path)])
+    assert [(unit.start, unit.stop) for unit in whole] == [(0, len(data))]
+    expected = _found(whole)
+    assert [line for _, line, _ in expected] == [number for number, line in enumerate(lines, 1) if line.strip()]
+    for size in range(1, len(data) + 2):
+        units = plan_units([str(path)], unit_bytes=size)
+        assert _found(units) == expected
+        assert [unit.index for unit in units] == list(range(len(units)))
+        assert [unit.start for unit in units[1:]] == [unit.stop for unit in units[:-1]]
+
+
+def test_a_unit_larger_than_a_scan_and_a_line_larger_than_a_unit(tmp_path):
+    path = tmp_path / "big.jsonl"
+    long = orjson.dumps({"prompt": "p" * (9 << 20), "response": "b"})
+    path.write_bytes(b"\n".join([ROW, long, ROW, long, ROW]))
+    # A unit of 4 MiB ends with the line that reaches it: rows 1-2, rows 3-4, row 5.
+    units = plan_units([str(path)], unit_bytes=4 << 20)
+    assert [unit.line for unit in units] == [1, 3, 5]
+    assert [line for _, line, _ in _found(units)] == [1, 2, 3, 4, 5]
+
+
+def test_units_are_small_and_travel(tmp_path):
+    (tmp_path / "x.jsonl").write_bytes(ROW)
+    units = plan_units([str(tmp_path / "x.jsonl")])
+    assert pickle.loads(pickle.dumps(units)) == units
+    assert set(EXAMPLE_MODES) == {"every-turn", "last-turn"}
+
+
+def _tree(root):
+    for name in (
+        "a.jsonl", "sub/b.jsonl", ".hidden.jsonl", ".git/c.jsonl", "rejected/d.jsonl", "sub/rejected/e.jsonl",
+        "notes.txt",
+    ):  # fmt: skip
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / name).write_bytes(ROW + b"\n")
+    (root / "manifest.json").write_bytes(b"{}")
+    (root / "sub" / "run.json").write_bytes(b"{}")
+
+
+def test_a_folder_means_its_data_files(tmp_path):
+    _tree(tmp_path)
+    units = plan_units([str(tmp_path)])
+    assert [unit.path for unit in units] == [str(tmp_path / "a.jsonl"), str(tmp_path / "sub" / "b.jsonl")]
+
+
+def test_inputs_are_sorted_and_each_is_read_once(tmp_path, monkeypatch):
+    _tree(tmp_path)
+    monkeypatch.chdir(tmp_path)
+    several = plan_units(["sub", "*.jsonl", "a.jsonl", "./a.jsonl"])
+    assert [unit.path for unit in several] == ["./a.jsonl", "sub/b.jsonl"]
+    assert plan_units(["sub/*.jsonl", "a.jsonl"]) == plan_units(["a.jsonl", "sub"])
+    assert [unit.path for unit in plan_units(["**/b.jsonl"])] == ["sub/b.jsonl"]
+
+
+def test_a_name_with_glob_characters_is_a_name(tmp_path):
+    path = tmp_path / "odd[1].jsonl"
+    path.write_bytes(ROW)
+    assert [unit.path for unit in plan_units([str(path)])] == [str(path)]
+
+
+@pytest.fixture
+def memory():
+    system = fsspec.filesystem("memory")
+    with system.open("/data/a.jsonl", "wb") as file:
+        file.write(ROW + b"\n" + ROW)
+    with system.open("/data/rejected/b.jsonl", "wb") as file:
+        file.write(ROW)
+    yield system
+    system.rm("/data", recursive=True)
+
+
+@pytest.mark.parametrize("name", ["memory://data", "memory://data/*.jsonl", "memory://data/a.jsonl"])
+def test_urls(memory, name):
+    units = plan_units([name], unit_bytes=10)
+    rows = [found for unit in units for found in read_unit(unit)]
+    assert [(row.line, row.dialogue.id) for row in rows if isinstance(row, Record)] == [
+        (1, "a.jsonl:1"),
+        (2, "a.jsonl:2"),
+    ]
+
+
+def test_an_empty_file_among_others_is_no_fault(tmp_path):
+    (tmp_path / "a.jsonl").write_bytes(b"")
+    (tmp_path / "b.jsonl").write_bytes(ROW)
+    assert [unit.path for unit in plan_units([str(tmp_path)])] == [str(tmp_path / "b.jsonl")]
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("missing.jsonl", "there is no file or folder 'missing.jsonl'"),
+        ("owner/name", "hf://datasets/owner/name"),
+        ("*.nothing", "matches no file"),
+        ("*.txt", "none of a known container"),
+        ("notes.txt", "no known container"),
+        ("void", "holds no file of a known container"),
+        ("empty.jsonl", "the input is empty"),
+        ("empty.jsonl.gz", "the input is empty"),
+        ("broken.parquet", "is not a Parquet file, or is damaged"),
+        ("broken.arrow", "is not an Arrow file, or is damaged"),
+        ("object.json", "holds one JSON object"),
+        ("nowhere://x/y.jsonl", "cannot read 'nowhere://x/y.jsonl'"),
+        ("memory://nothing/here.jsonl", "there is no file or folder"),
+    ],
+)
+def test_what_the_user_can_mend(tmp_path, monkeypatch, name, message):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "void").mkdir()
+    for path, data in {
+        "notes.txt": b"x", "empty.jsonl": b"", "empty.jsonl.gz": b"", "object.json": b'{\n"a": 1\n}',
+        "broken.parquet": b"PAR1 and no more", "broken.arrow": b"what is this, then?",
+    }.items():  # fmt: skip
+        (tmp_path / path).write_bytes(data)
+    with pytest.raises(EmpathyError) as caught:
+        plan_units([name])
+    assert message in str(caught.value)
+
+
+def test_no_input_and_no_size(tmp_path):
+    with pytest.raises(EmpathyError, match="no input"):
+        plan_units([])
+    with pytest.raises(EmpathyError, match="unit_bytes must be at least 1"):
+        plan_units([str(tmp_path)], unit_bytes=0)
+
+
+def test_a_missing_package_is_named(monkeypatch):
+    monkeypatch.setitem(__import__("sys").modules, "huggingface_hub", None)  # as if it were not installed
+    with pytest.raises(EmpathyError, match="pip install huggingface_hub"):
+        plan_units(["hf://datasets/owner/name"])
