@@ -1,0 +1,131 @@
+"""``ee-cli score``, and the options that it shares with ``ee-cli filter``."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, TypeVar
+
+import click
+
+from efficient_empathy.manifest import pretty_json
+from efficient_empathy.scorer.engine import describe_run, run
+from efficient_empathy.scorer.job import EXAMPLE_MODES, OUTPUT_FORMATS, Job, Route
+from efficient_empathy.scorer.progress import progress_for
+from efficient_empathy.scorer.scorer import Scorer
+from efficient_empathy.scorer.summary import subsets_summary, text_table
+
+_Function = TypeVar("_Function", bound=Callable[..., Any])
+
+_OPTIONS = (
+    click.argument("inputs", nargs=-1, required=True),
+    click.option(
+        "--scorer", "scorer_folder", required=True, metavar="DIR", help="Scorer folder, as written by distill."
+    ),
+    click.option("-o", "--out", required=True, type=click.Path(path_type=Path), help="Output folder."),
+    click.option(
+        "--examples",
+        type=click.Choice(EXAMPLE_MODES),
+        default="every-turn",
+        show_default=True,
+        help="Which listener turns to rate.",
+    ),
+    click.option(
+        "--format",
+        "output_format",
+        type=click.Choice(OUTPUT_FORMATS),
+        default="jsonl",
+        show_default=True,
+        help="Output container.",
+    ),
+    click.option(
+        "--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto", show_default=True, help="Where to run."
+    ),
+    click.option(
+        "--precision",
+        type=click.Choice(["auto", "fp32", "int8"]),
+        default="auto",
+        show_default=True,
+        help="Which model file.",
+    ),
+    click.option(
+        "--threads", type=click.IntRange(min=1), default=None, help="Threads of the CPU; default: all usable cores."
+    ),
+    click.option(
+        "--max-rejected",
+        type=float,
+        default=0.05,
+        show_default=True,
+        help="Share of unreadable rows at which to stop; 1 never stops.",
+    ),
+    click.option("--overwrite", is_flag=True, help="Start over in a folder that another run has written."),
+    click.option("--json", "as_json", is_flag=True, help="Print the manifest as JSON instead of the table."),
+    click.option("--dry-run", is_flag=True, help="Print what would be done, and stop."),
+)
+
+
+def rating_options(function: _Function) -> _Function:
+    """Add the arguments and options that every command has which rates dialogues."""
+    for option in reversed(_OPTIONS):
+        function = option(function)
+    return function
+
+
+@click.command("score")
+@rating_options
+def score_command(**options: Any) -> None:
+    """Add a scorer's scores to every dialogue of INPUTS: files, folders, quoted globs or URLs.
+
+    Killed and run again, it finishes what is missing.
+    """
+    rate(None, **options)
+
+
+def rate(
+    route: Route | None,
+    *,
+    inputs: tuple[str, ...],
+    out: Path,
+    as_json: bool,
+    dry_run: bool,
+    **options: Any,
+) -> None:
+    """Run a job as the command line asks, and print what it came to.
+
+    Args:
+        route: the policy; None only scores.
+        inputs: what to rate.
+        out: the output folder.
+        as_json: print JSON instead of a table.
+        dry_run: print what would be done.
+        options: the rest of ``rating_options``.
+    """
+    job = Job(
+        inputs,
+        out,
+        examples=options["examples"],
+        format=options["output_format"],
+        max_rejected=options["max_rejected"],
+        overwrite=options["overwrite"],
+    )
+    scorer = Scorer.load(
+        options["scorer_folder"], device=options["device"], precision=options["precision"], threads=options["threads"]
+    )
+    if dry_run:
+        _show_plan(describe_run(job, scorer, route), as_json)
+        return
+    outcome = run(job, scorer, route, progress_for(lambda line: click.echo(line, err=True)))
+    if outcome.already_done:
+        click.echo(f"Already done: '{out}' holds the finished result of this very run.", err=True)
+    click.echo(pretty_json(outcome.manifest).decode().rstrip() if as_json else subsets_summary(outcome.manifest, out))
+
+
+def _show_plan(plan: dict[str, Any], as_json: bool) -> None:
+    if as_json:
+        click.echo(pretty_json(plan).decode().rstrip())
+        return
+    rows = [[record["path"], "?" if record["bytes"] is None else f"{record['bytes']:,}"] for record in plan["inputs"]]
+    click.echo(text_table(["input", "bytes"], [*rows, ["all", f"{plan['bytes']:,}"]]))
+    click.echo(f"\nunits: {plan['units']}, done before: {plan['units_done']}")
+    click.echo(f"scorer: {plan['scorer']['folder']}, dimensions {', '.join(plan['scorer']['dimensions'])}")
+    if plan["policy"] is not None:
+        click.echo(f"policy: {pretty_json(plan['policy']).decode().rstrip()}")
+    click.echo(f"would write to: {plan['out']} ({', '.join(plan['folders'])}). Nothing was written.")

@@ -1,0 +1,207 @@
+"""Rates every dialogue of some inputs: unit by unit, in bounded memory, continued where a killed run stopped."""
+
+import datetime
+import os
+import platform
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from efficient_empathy.dialogues import Unit, plan_units
+from efficient_empathy.dialogues.files import find_files
+from efficient_empathy.errors import EmpathyError
+from efficient_empathy.manifest import MANIFEST, pretty_json, read_manifest, versions, write_atomic, write_manifest
+from efficient_empathy.scorer import runfolder
+from efficient_empathy.scorer.job import Job, RatesExamples, Route, check_scorer, describe_scorer, folders_of
+from efficient_empathy.scorer.outputs import writing
+from efficient_empathy.scorer.progress import Progress, Quiet
+from efficient_empathy.scorer.rating import rate_unit
+from efficient_empathy.scorer.results import UnitResult, add_up, most_common_reject, progress_counts, read_result
+
+_ENGINE = 1
+"""Raised when the same job would give other bytes, so that old and new units are never mixed."""
+_ROWS_BEFORE_JUDGING = 100
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a run came to."""
+
+    manifest: dict[str, Any]
+    already_done: bool
+    """Nothing was left to do: the folder was finished before."""
+
+
+def run(job: Job, scorer: RatesExamples, route: Route | None = None, progress: Progress | None = None) -> Outcome:
+    """Rate the dialogues of a job and write them, with their scores, to its output folder.
+
+    The same job on the same inputs gives the same bytes, whether or not it was killed on the way and run again.
+
+    Args:
+        job: what to rate, where it goes, and how.
+        scorer: gives the scores; they are rounded to 4 decimals first, so that what is written is what was decided on.
+        route: the policy that chooses a subset for each example; None writes all to one folder, ``examples``.
+        progress: told what has been done.
+
+    Raises:
+        EmpathyError: the policy does not fit the scorer, an input is missing or has changed, the folder belongs to
+            another run, too many rows cannot be read, or the folder cannot be written to.
+    """
+    check_scorer(scorer, route)
+    paths = find_files(job.inputs)
+    runfolder.check_places(job.out, job.inputs, paths)
+    if runfolder.read_plan(job.out) is None:
+        plan_units(job.inputs, job.unit_bytes)  # what is wrong with the inputs is said before a folder is made
+    with runfolder.opened(job.out):
+        plan = _prepare(job, scorer, route, paths)
+        units = [Unit(**unit) for unit in plan["units"]]
+        results = {unit.index: result for unit in units if (result := read_result(job.out, unit)) is not None}
+        pending = [unit for unit in units if unit.index not in results]
+        if not pending and (job.out / MANIFEST).is_file():
+            _check_rejected(job, results, finished=True)
+            return Outcome(read_manifest(job.out), already_done=True)
+        with writing(job.out):
+            runfolder.temporary_folder(job.out).mkdir()
+        started = time.time()
+        with progress or Quiet() as told:
+            told.start(_weights(units, plan["inputs"]), results, progress_counts(results.values()))
+            for result in _rate(job, pending, scorer, route, told.chunk):
+                results[result.unit["index"]] = result
+                told.unit_done(result.unit["index"])
+                _check_rejected(job, results, finished=False)
+        _check_rejected(job, results, finished=True)
+        if (changed := runfolder.changed_input(plan["inputs"])) is not None:
+            raise EmpathyError(
+                f"the input '{changed}' changed while it was read; run again with --overwrite once it stays as it is."
+            )
+        ordered = [results[unit.index] for unit in units]
+        manifest = _finish(job, scorer, route, plan, ordered)
+        fresh = sum(sum(results[unit.index].examples.values()) for unit in pending)
+        _write_run_facts(job, started, fresh, ordered)
+        return Outcome(manifest, already_done=False)
+
+
+def describe_run(job: Job, scorer: RatesExamples, route: Route | None = None) -> dict[str, Any]:
+    """What ``run`` would do, without writing anything: inputs with their bytes, units, policy, and how much is done.
+
+    Raises:
+        EmpathyError: as ``run`` does before it begins.
+    """
+    check_scorer(scorer, route)
+    paths = find_files(job.inputs)
+    runfolder.check_places(job.out, job.inputs, paths)
+    units = plan_units(job.inputs, job.unit_bytes)
+    inputs = runfolder.input_sizes(paths)
+    return {
+        "inputs": inputs,
+        "bytes": sum(record["bytes"] or 0 for record in inputs),
+        "units": len(units),
+        "units_done": sum(runfolder.record_path(job.out, unit.index).is_file() for unit in units),
+        "out": str(job.out),
+        "folders": list(folders_of(route)),
+        "scorer": describe_scorer(scorer),
+        "policy": route.describe() if route is not None else None,
+        "options": _options(job),
+    }
+
+
+def _prepare(job: Job, scorer: RatesExamples, route: Route | None, paths: Sequence[str]) -> dict[str, Any]:
+    """See that the folder is new, or holds the beginning of this very run; note the plan in it."""
+    old = runfolder.read_plan(job.out)
+    plan = {
+        "engine": _ENGINE,
+        "inputs": runfolder.describe_inputs(paths, old),
+        "scorer": {key: value for key, value in describe_scorer(scorer).items() if key != "folder"},
+        "policy": route.describe() if route is not None else None,
+        "options": _options(job),
+        "folders": list(folders_of(route)),
+    }
+    found = runfolder.differences(old, plan) if old is not None else []
+    if found and not job.overwrite:
+        raise EmpathyError(
+            f"'{job.out}' was written by a run that differs in {' and '.join(found)}. "
+            "Choose another folder with -o, or start over in this one with --overwrite."
+        )
+    # Cutting the inputs takes a pass over them: a run that goes on takes the units of the run it continues.
+    plan["units"] = old["units"] if old and not found else [asdict(u) for u in plan_units(job.inputs, job.unit_bytes)]
+    if old is not None and job.overwrite:
+        runfolder.wipe(job.out, old)
+    runfolder.remove_leftovers(job.out)
+    if plan != old or job.overwrite:
+        runfolder.write_plan(job.out, plan)
+    with writing(job.out):
+        for name in folders_of(route):
+            (job.out / name).mkdir(exist_ok=True)
+    return plan
+
+
+def _options(job: Job) -> dict[str, Any]:
+    """The options that the bytes depend on."""
+    return {"examples": job.examples, "format": job.format, "unit_bytes": job.unit_bytes}
+
+
+def _rate(
+    job: Job,
+    units: Sequence[Unit],
+    scorer: RatesExamples,
+    route: Route | None,
+    on_chunk: Callable[[dict[str, int]], None],
+) -> Iterator[UnitResult]:
+    for unit in units:
+        yield rate_unit(job, unit, scorer, route, on_chunk)
+
+
+def _check_rejected(job: Job, results: dict[int, UnitResult], finished: bool) -> None:
+    rows = sum(result.rows for result in results.values())
+    rejected = sum(sum(result.rejected.values()) for result in results.values())
+    if not rejected or rejected <= job.max_rejected * rows or (rows < _ROWS_BEFORE_JUDGING and not finished):
+        return
+    reason, count, place = most_common_reject(results[index] for index in sorted(results))
+    raise EmpathyError(
+        f"{rejected} of {rows} rows could not be read, more than --max-rejected {job.max_rejected:g} allows; most "
+        f"often '{reason}' ({count} times, first at {place}). They are kept in '{job.out / runfolder.REJECTED}'. "
+        "Mend the input and use a new folder, or allow more and run again to go on."
+    )
+
+
+def _weights(units: Sequence[Unit], inputs: Sequence[dict[str, Any]]) -> dict[int, float]:
+    """Each unit's share of the work, for the time left: its file's bytes, divided among the file's units."""
+    sizes = {record["path"]: record["bytes"] or 1 for record in inputs}
+    pieces = Counter(unit.path for unit in units)
+    return {unit.index: sizes[unit.path] / pieces[unit.path] for unit in units}
+
+
+def _finish(
+    job: Job, scorer: RatesExamples, route: Route | None, plan: dict[str, Any], results: Sequence[UnitResult]
+) -> dict[str, Any]:
+    totals = add_up(results, scorer.dimensions)
+    files = [part["file"] for result in results for part in result.parts]
+    body = {
+        "inputs": [{key: record[key] for key in ("path", "bytes", "sha256")} for record in plan["inputs"]],
+        "scorer": describe_scorer(scorer),
+        "ran_on": sorted({", ".join(result.providers) for result in results if result.providers}),
+        "policy": plan["policy"],
+        "options": {**plan["options"], "max_rejected": job.max_rejected},
+        **totals,
+        "versions": versions("numpy", "orjson", "pyarrow", "tokenizers", "onnxruntime", "onnxruntime-gpu"),
+    }
+    runfolder.remove_leftovers(job.out)
+    write_manifest(job.out, "scored" if route is None else "subsets", body, files)
+    return read_manifest(job.out)
+
+
+def _write_run_facts(job: Job, started: float, examples: int, results: Sequence[UnitResult]) -> None:
+    """Times and the host: what differs from run to run, and so is no part of the manifest."""
+    seconds = time.time() - started
+    facts = {
+        "started": datetime.datetime.fromtimestamp(started, datetime.UTC).isoformat(timespec="seconds"),
+        "seconds": round(seconds, 3),
+        "examples": examples,
+        "examples_per_second": round(examples / seconds, 1) if seconds > 0 else None,
+        "providers": results[-1].providers if results else [],
+        "cores": os.cpu_count(),
+        "platform": platform.platform(),
+    }
+    write_atomic(job.out / runfolder.RUN_FACTS, pretty_json(facts))

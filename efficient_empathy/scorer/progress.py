@@ -1,0 +1,185 @@
+"""How far a run is: a moving line where people watch, now and then a plain one where they do not."""
+
+import sys
+import time
+from collections import Counter
+from collections.abc import Callable, Collection, Mapping
+from types import TracebackType
+from typing import Any, Protocol, Self
+
+_LINE_EVERY_SECONDS = 30.0
+
+
+class Progress(Protocol):
+    """What the engine tells while it works."""
+
+    def __enter__(self) -> Self:
+        """Begin to show."""
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Stop showing."""
+
+    def start(self, weights: Mapping[int, float], done: Collection[int], counts: Mapping[str, int]) -> None:
+        """Say what lies ahead: the weight of each unit by index, the units already done, their examples by subset."""
+
+    def chunk(self, counts: Mapping[str, int]) -> None:
+        """Say that more examples were written, by subset."""
+
+    def unit_done(self, index: int) -> None:
+        """Say that a unit is complete."""
+
+
+class Quiet:
+    """Shows nothing."""
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Nothing to stop."""
+
+    def start(self, weights: Mapping[int, float], done: Collection[int], counts: Mapping[str, int]) -> None:
+        """Show nothing."""
+
+    def chunk(self, counts: Mapping[str, int]) -> None:
+        """Show nothing."""
+
+    def unit_done(self, index: int) -> None:
+        """Show nothing."""
+
+
+class _Counting:
+    """Keeps the figures that both ways of showing need."""
+
+    def __init__(self) -> None:
+        self._weights: Mapping[int, float] = {}
+        self._done: set[int] = set()
+        self._done_before = 0.0
+        self._counts: Counter[str] = Counter()
+        self._examples_before = 0
+        self._began = time.monotonic()
+
+    def start(self, weights: Mapping[int, float], done: Collection[int], counts: Mapping[str, int]) -> None:
+        """Take what lies ahead, and begin to count."""
+        self._weights, self._done, self._counts = weights, set(done), Counter(counts)
+        self._done_before = sum(weights[index] for index in done)
+        self._examples_before = self._counts.total()
+        self._began = time.monotonic()
+
+    def chunk(self, counts: Mapping[str, int]) -> None:
+        """Add examples."""
+        self._counts.update(counts)
+
+    def unit_done(self, index: int) -> None:
+        """Add a unit."""
+        self._done.add(index)
+
+    def _share_done(self) -> float:
+        return sum(self._weights[index] for index in self._done) / (sum(self._weights.values()) or 1.0)
+
+    def _line(self) -> str:
+        seconds = time.monotonic() - self._began
+        speed = (self._counts.total() - self._examples_before) / seconds if seconds > 0 else 0.0
+        parts = [
+            f"{len(self._done)}/{len(self._weights)} units",
+            f"{self._counts.total():,} examples",
+            f"{speed:,.0f}/s",
+        ]
+        if (left := self._seconds_left(seconds)) is not None:
+            parts.append(f"{_duration(left)} left")
+        if len(self._counts) > 1 and (total := self._counts.total()):
+            parts.append(", ".join(f"{name} {100 * count / total:.0f} %" for name, count in self._counts.items()))
+        return " · ".join(parts)
+
+    def _seconds_left(self, seconds: float) -> float | None:
+        total = sum(self._weights.values())
+        done = self._share_done() * total
+        if done <= self._done_before:
+            return None  # no unit of this run is complete: there is nothing to go by
+        return seconds * (total - done) / (done - self._done_before)
+
+
+class PlainLines(_Counting):
+    """A line at the start, every half minute and at the end, for logs."""
+
+    def __init__(self, write: Callable[[str], None], every_seconds: float = _LINE_EVERY_SECONDS) -> None:
+        super().__init__()
+        self._write = write
+        self._every = every_seconds
+        self._last = 0.0
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if kind is None:
+            self._write(self._line())
+
+    def start(self, weights: Mapping[int, float], done: Collection[int], counts: Mapping[str, int]) -> None:
+        """Say what lies ahead."""
+        super().start(weights, done, counts)
+        self._last = self._began
+        self._write(f"rating {len(weights)} units" + (f", {len(self._done)} of them done before" if self._done else ""))
+
+    def chunk(self, counts: Mapping[str, int]) -> None:
+        """Add examples; say so if the last line is long ago."""
+        super().chunk(counts)
+        now = time.monotonic()
+        if now - self._last >= self._every:
+            self._last = now
+            self._write(self._line())
+
+
+class LiveBar(_Counting):
+    """A bar that moves, on a terminal's stderr."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        from rich.console import Console
+        from rich.progress import BarColumn, TextColumn
+        from rich.progress import Progress as Bar
+
+        self._bar = Bar(BarColumn(), TextColumn("{task.description}"), console=Console(stderr=True), transient=True)
+        self._task: Any = None
+
+    def __enter__(self) -> Self:
+        self._bar.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._bar.stop()
+
+    def start(self, weights: Mapping[int, float], done: Collection[int], counts: Mapping[str, int]) -> None:
+        """Show the bar."""
+        super().start(weights, done, counts)
+        self._task = self._bar.add_task(self._line(), total=1.0)
+        self._bar.update(self._task, completed=self._share_done())
+
+    def chunk(self, counts: Mapping[str, int]) -> None:
+        """Add examples and show them."""
+        super().chunk(counts)
+        self._bar.update(self._task, description=self._line(), completed=self._share_done())
+
+    def unit_done(self, index: int) -> None:
+        """Add a unit and move the bar."""
+        super().unit_done(index)
+        self._bar.update(self._task, description=self._line(), completed=self._share_done())
+
+
+def progress_for(write: Callable[[str], None]) -> Progress:
+    """A moving bar if stderr is a terminal; else plain lines through ``write``."""
+    return LiveBar() if sys.stderr.isatty() else PlainLines(write)
+
+
+def _duration(seconds: float) -> str:
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"

@@ -1,0 +1,201 @@
+"""The output folder of a run that can be killed and continued: its plan, its lock, and what is left over."""
+
+import contextlib
+import re
+import shutil
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import orjson
+
+from efficient_empathy.errors import EmpathyError
+from efficient_empathy.manifest import MANIFEST, pretty_json, sha256_file, write_atomic
+from efficient_empathy.scorer.outputs import writing
+
+STATE = ".units"
+RUN_FACTS = "run.json"
+REJECTED = "rejected"
+_PLAN = "plan.json"
+_PART = re.compile(r"part-\d{5,}\.(jsonl|parquet)")
+
+
+def temporary_folder(out: Path) -> Path:
+    """Where files grow before they take their names."""
+    return out / STATE / "unfinished"
+
+
+def record_path(out: Path, index: int) -> Path:
+    """The record that makes a unit done."""
+    return out / STATE / f"{index:05d}.json"
+
+
+def check_places(out: Path, inputs: Sequence[str], paths: Sequence[str]) -> None:
+    """See that no input can be overwritten, and that a later run cannot take outputs for inputs.
+
+    Raises:
+        EmpathyError: the output folder is an input, lies in an input folder, or holds an input.
+    """
+    target = out.resolve()
+    for name in inputs:
+        given = Path(name).resolve()
+        if "://" not in name and (given == target or (given.is_dir() and given in target.parents)):
+            raise EmpathyError(f"the output folder '{out}' is or lies in the input '{name}'; choose another with -o.")
+    for name in paths:
+        if "://" not in name and target in Path(name).resolve().parents:
+            raise EmpathyError(f"the input '{name}' lies in the output folder '{out}'; choose another folder with -o.")
+
+
+@contextlib.contextmanager
+def opened(out: Path) -> Iterator[None]:
+    """Make the folder, or see that it is one of ours, and keep every other run out of it.
+
+    Raises:
+        EmpathyError: it holds something else, cannot be written to, or another run works in it.
+    """
+    if out.is_dir() and not (out / STATE / _PLAN).is_file() and any(path.name != STATE for path in out.iterdir()):
+        raise EmpathyError(f"the folder '{out}' is not empty, and no run of ee-cli wrote it; choose another with -o.")
+    if out.exists() and not out.is_dir():
+        raise EmpathyError(f"'{out}' is a file; choose a folder with -o.")
+    with contextlib.ExitStack() as stack:
+        with writing(out):
+            (out / STATE).mkdir(parents=True, exist_ok=True)
+            lock = stack.enter_context(open(out / STATE / "lock", "wb"))
+        _lock(lock, out)
+        yield
+
+
+def _lock(file: Any, out: Path) -> None:
+    try:
+        import fcntl
+    except ModuleNotFoundError:
+        return  # not on this system: two runs at once are the user's own care there
+    try:
+        # The system lets go of it when the process ends, however it ends.
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        raise EmpathyError(
+            f"another run is working in '{out}'; wait for it, or choose another folder with -o."
+        ) from None
+    except OSError:
+        return  # a file system without locks
+
+
+def read_plan(out: Path) -> dict[str, Any] | None:
+    """What the run that wrote the folder was told; None in a new folder."""
+    try:
+        return orjson.loads((out / STATE / _PLAN).read_bytes())
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+
+
+def write_plan(out: Path, plan: Mapping[str, Any]) -> None:
+    """Note what the run is told; from now on the folder is ours."""
+    write_atomic(out / STATE / _PLAN, pretty_json(plan))
+
+
+def input_sizes(paths: Sequence[str]) -> list[dict[str, Any]]:
+    """Path and bytes of each input file, in order; bytes are None where they cannot be told."""
+    return [{"path": path, "bytes": _size(path)} for path in paths]
+
+
+def _size(name: str) -> int | None:
+    if "://" in name:
+        import fsspec
+
+        filesystem, path = fsspec.core.url_to_fs(name)
+        return filesystem.info(path).get("size")
+    return Path(name).stat().st_size if Path(name).is_file() else None
+
+
+def describe_inputs(paths: Sequence[str], plan: Mapping[str, Any] | None) -> list[dict[str, Any]]:
+    """Path, bytes, SHA-256 and time of change of each input file, in order.
+
+    A hash of the old plan is taken over where size and time of change are the same, so that a finished run is
+    recognised at once.
+    """
+    known = {record["path"]: record for record in (plan or {}).get("inputs", ())}
+    return [_describe_input(path, known.get(path)) for path in paths]
+
+
+def _describe_input(name: str, known: Mapping[str, Any] | None) -> dict[str, Any]:
+    path = Path(name)
+    if "://" in name or not path.is_file():
+        return {"path": name, "bytes": _size(name), "sha256": None, "mtime_ns": None}
+    status = path.stat()
+    same = known is not None and (known["bytes"], known["mtime_ns"]) == (status.st_size, status.st_mtime_ns)
+    digest = known["sha256"] if known is not None and same else sha256_file(path)
+    return {"path": name, "bytes": status.st_size, "sha256": digest, "mtime_ns": status.st_mtime_ns}
+
+
+def changed_input(inputs: Sequence[Mapping[str, Any]]) -> str | None:
+    """The first input file that is no longer as it was when the run began; None when all are."""
+    for record in inputs:
+        if record["mtime_ns"] is None:
+            continue
+        path = Path(record["path"])
+        if not path.is_file() or (path.stat().st_size, path.stat().st_mtime_ns) != (
+            record["bytes"],
+            record["mtime_ns"],
+        ):
+            return record["path"]
+    return None
+
+
+def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
+    """What keeps a run from continuing another: one phrase for each part of the plan that differs."""
+    found = []
+    before = {record["path"]: _content(record) for record in old["inputs"]}
+    now = {record["path"]: _content(record) for record in new["inputs"]}
+    if before != now:
+        paths = [path for path in {**before, **now} if before.get(path) != now.get(path)]
+        what = "is new" if paths[0] not in before else "is gone" if paths[0] not in now else "has changed"
+        more = f", and {len(paths) - 1} more" if len(paths) > 1 else ""
+        found.append(f"the inputs ('{paths[0]}' {what}{more})")
+    elif list(before) != list(now):
+        found.append("the order of the inputs")
+    for part in ("scorer", "policy", "options"):
+        if old[part] != new[part]:
+            found.append(f"the {part} ({_changes(old[part] or {}, new[part] or {})})")
+    if not found and old.get("engine") != new.get("engine"):
+        found.append("the version of efficient-empathy")
+    return found
+
+
+def _content(record: Mapping[str, Any]) -> tuple[Any, Any]:
+    return record["bytes"], record["sha256"]
+
+
+def _changes(old: Mapping[str, Any], new: Mapping[str, Any]) -> str:
+    keys = [key for key in {**old, **new} if old.get(key) != new.get(key)]
+    return ", ".join(f"{key} was {_short(old.get(key))}, is {_short(new.get(key))}" for key in keys[:3])
+
+
+def _short(value: Any) -> str:
+    text = value if isinstance(value, str) else orjson.dumps(value).decode()
+    return text if len(text) <= 60 else f"{text[:24]}…"
+
+
+def remove_leftovers(out: Path) -> None:
+    """Remove what a killed run was still writing."""
+    with writing(out):
+        shutil.rmtree(temporary_folder(out), ignore_errors=True)
+        for path in (*out.glob(".*.tmp"), *(out / STATE).glob(".*.tmp")):
+            path.unlink()
+
+
+def wipe(out: Path, plan: Mapping[str, Any]) -> None:
+    """Remove what a run wrote, and nothing else; its plan goes last, so that the folder is ours to the end."""
+    with writing(out):
+        for name in (MANIFEST, RUN_FACTS):
+            (out / name).unlink(missing_ok=True)
+        for path in (out / STATE).glob("[0-9]*.json"):
+            path.unlink()
+        for name in (*plan["folders"], REJECTED):
+            folder = out / name
+            for path in folder.glob("part-*"):
+                if _PART.fullmatch(path.name):
+                    path.unlink()
+            with contextlib.suppress(OSError):  # it holds something that is not ours: that stays
+                folder.rmdir()
+        (out / STATE / _PLAN).unlink(missing_ok=True)

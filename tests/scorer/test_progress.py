@@ -1,0 +1,50 @@
+"""Progress: what the lines say, worked by hand."""
+
+import pytest
+
+from efficient_empathy.scorer import progress
+from efficient_empathy.scorer.progress import LiveBar, PlainLines
+
+
+@pytest.fixture
+def clock(monkeypatch):
+    now = [100.0]
+    monkeypatch.setattr(progress.time, "monotonic", lambda: now[0])
+    return now
+
+
+def test_lines_for_logs(clock):
+    lines = []
+    with PlainLines(lines.append, every_seconds=30) as told:
+        told.start({0: 10.0, 1: 10.0, 2: 20.0}, done=[0], counts={"warm": 100, "rest": 0})
+        clock[0] += 20
+        told.chunk({"warm": 100, "rest": 200})  # too early for a line
+        told.unit_done(1)
+        clock[0] += 20
+        told.chunk({"warm": 0, "rest": 100})
+        told.unit_done(2)
+        clock[0] += 40
+    # After 40 s: 400 of this run's examples; weight 10 of its 30 is done, so 80 s are left. 200 of 500 are warm.
+    # After 80 s: all is done.
+    assert lines == [
+        "rating 3 units, 1 of them done before",
+        "2/3 units · 500 examples · 10/s · 1:20 left · warm 40 %, rest 60 %",
+        "3/3 units · 500 examples · 5/s · 0:00 left · warm 40 %, rest 60 %",
+    ]
+
+
+def test_a_run_that_fails_has_no_last_line(clock):
+    lines = []
+    with pytest.raises(ValueError, match="stop"), PlainLines(lines.append) as told:
+        told.start({0: 1.0}, done=[], counts={})
+        raise ValueError("stop")
+    assert lines == ["rating 1 units"]
+
+
+def test_the_bar_goes_to_stderr_only(capsys):
+    with LiveBar() as told:
+        told.start({0: 1.0}, done=[], counts={"examples": 0})
+        told.chunk({"examples": 3})
+        told.unit_done(0)
+        assert told._line().startswith("1/1 units · 3 examples")
+    assert capsys.readouterr().out == ""

@@ -1,0 +1,197 @@
+"""The output folder: a killed run ends in the same bytes, nothing is done twice, nothing of others is touched."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from length_scorer import LengthScorer, tree, write_rows
+
+from efficient_empathy.errors import EmpathyError
+from efficient_empathy.scorer.engine import run
+from efficient_empathy.scorer.job import Job
+from efficient_empathy.selection import ExpressionPolicy, PaperPolicy
+
+HERE = Path(__file__).parent
+
+
+def test_the_same_run_twice_gives_the_same_bytes_whatever_the_chunk(job, tmp_path):
+    run(job, LengthScorer(), PaperPolicy())
+    again = Job(job.inputs, tmp_path / "again", unit_bytes=5000, chunk=7)
+    run(again, LengthScorer(), PaperPolicy())
+    assert len(list((job.out / ".units").glob("[0-9]*.json"))) > 5
+    assert tree(job.out) == tree(again.out)
+
+
+def test_a_finished_folder_is_recognised_without_scoring(job):
+    first = run(job, LengthScorer(), PaperPolicy())
+    before = tree(job.out, without=())
+    scorer = LengthScorer()
+    started = time.monotonic()
+    second = run(job, scorer, PaperPolicy())
+    assert time.monotonic() - started < 1
+    assert scorer.calls == []
+    assert (first.already_done, second.already_done) == (False, True)
+    assert first.manifest == second.manifest
+    assert not (job.out / ".units" / "unfinished").exists()
+    assert before == tree(job.out, without=())
+
+
+def test_a_part_that_is_lost_or_cut_short_is_written_again(job):
+    run(job, LengthScorer(), PaperPolicy())
+    before = tree(job.out)
+    parts = sorted((job.out / "sensibility").iterdir())
+    parts[0].unlink()
+    parts[1].write_bytes(parts[1].read_bytes()[:-5])
+    scorer = LengthScorer()
+    assert not run(job, scorer, PaperPolicy()).already_done
+    assert 0 < sum(scorer.calls) < 300
+    assert before == tree(job.out)
+
+
+KILLED = """
+import sys; sys.path.insert(0, sys.argv[3])
+from pathlib import Path
+from length_scorer import LengthScorer
+from efficient_empathy.scorer.engine import run
+from efficient_empathy.scorer.job import Job
+from efficient_empathy.selection import PaperPolicy
+job = Job((sys.argv[1],), Path(sys.argv[2]), unit_bytes=5000, chunk=10, format=sys.argv[4])
+run(job, LengthScorer(0.002), PaperPolicy())
+"""
+
+
+def start_run(job, folder):
+    environment = {
+        **os.environ,
+        "PYTHONPATH": os.pathsep.join([str(HERE.parents[1]), os.environ.get("PYTHONPATH", "")]),
+    }
+    command = [sys.executable, "-c", KILLED, job.inputs[0], str(folder), str(HERE), job.format]
+    return subprocess.Popen(command, env=environment)
+
+
+def wait_for(condition, process):
+    end = time.monotonic() + 60
+    while not condition():
+        assert time.monotonic() < end
+        assert process.poll() is None, "the run ended before it could be killed"
+        time.sleep(0.005)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("container", ["jsonl", "parquet"])
+def test_a_run_killed_at_several_moments_ends_in_the_bytes_of_one_that_was_not(job, tmp_path, container):
+    job = Job(job.inputs, job.out, unit_bytes=5000, chunk=10, format=container)
+    straight = Job(job.inputs, tmp_path / "straight", unit_bytes=5000, chunk=10, format=container)
+    run(straight, LengthScorer(), PaperPolicy())
+    for units_done, delay in ((0, 0.0), (1, 0.02), (4, 0.05)):
+        process = start_run(job, job.out)
+        wait_for(
+            lambda n=units_done: len(list((job.out / ".units").glob("[0-9]*.json"))) >= n and job.out.is_dir(), process
+        )
+        time.sleep(delay)
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+        assert not (job.out / "manifest.json").exists()
+    scorer = LengthScorer()
+    run(job, scorer, PaperPolicy())
+    assert sum(scorer.calls) < 600 - 100  # what was done before the kills was not done again
+    assert tree(job.out) == tree(straight.out)
+    assert not (job.out / ".units" / "unfinished").exists()
+
+
+@pytest.mark.slow
+def test_two_runs_at_once_in_one_folder_are_refused(job):
+    process = start_run(job, job.out)
+    try:
+        wait_for(lambda: (job.out / ".units" / "plan.json").is_file(), process)
+        with pytest.raises(EmpathyError, match="another run is working in"):
+            run(job, LengthScorer(), PaperPolicy())
+    finally:
+        process.kill()
+        process.wait()
+
+
+def test_what_differs_from_the_run_before_is_named(job, tmp_path):
+    run(job, LengthScorer(), PaperPolicy())
+
+    class Other(LengthScorer):
+        digest = "other"
+
+    def same(**changes):
+        return Job(**{"inputs": job.inputs, "out": job.out, "unit_bytes": 5000, **changes})
+
+    write_rows(tmp_path / "more.jsonl", 3)
+    for changed, scorer, policy, match in [
+        (same(), LengthScorer(), PaperPolicy(4), "the policy .threshold was 5.0, is 4"),
+        (same(), LengthScorer(), None, "the policy"),
+        (same(), Other(), PaperPolicy(), "the scorer .digest was lengths, is other"),
+        (
+            same(examples="last-turn"),
+            LengthScorer(),
+            PaperPolicy(),
+            "the options .examples was every-turn, is last-turn",
+        ),
+        (
+            same(inputs=(*job.inputs, str(tmp_path / "more.jsonl"))),
+            LengthScorer(),
+            PaperPolicy(),
+            "the inputs .*is new",
+        ),
+    ]:
+        with pytest.raises(EmpathyError, match=match):
+            run(changed, scorer, policy)
+    data = Path(job.inputs[0]).read_bytes()
+    Path(job.inputs[0]).write_bytes(data.replace(b"a", b"b", 1))  # the same size, other bytes
+    with pytest.raises(EmpathyError, match=r"has changed.*--overwrite"):
+        run(job, LengthScorer(), PaperPolicy())
+    Path(job.inputs[0]).write_bytes(data)  # another time of change, the same bytes: it is the same input
+    assert run(job, LengthScorer(), PaperPolicy()).already_done
+
+
+def test_overwrite_starts_over_and_leaves_what_is_not_ours(job, tmp_path):
+    run(job, LengthScorer(), PaperPolicy())
+    (job.out / "discarded" / "notes.txt").write_text("mine")
+    other = ExpressionPolicy({"long": "sensibility > 6"})
+    over = Job(job.inputs, job.out, unit_bytes=5000, overwrite=True)
+    run(over, LengthScorer(), other)
+    assert sorted(path.name for path in job.out.iterdir() if path.is_dir()) == [".units", "discarded", "long"]
+    assert (job.out / "discarded" / "notes.txt").read_text() == "mine"
+    (job.out / "discarded" / "notes.txt").unlink()
+    fresh = Job(job.inputs, tmp_path / "fresh", unit_bytes=5000)
+    run(fresh, LengthScorer(), other)
+    assert tree(job.out) == tree(fresh.out)
+
+
+def test_a_folder_of_somebody_else_and_the_inputs_are_safe(job, tmp_path):
+    (tmp_path / "theirs").mkdir()
+    (tmp_path / "theirs" / "a.txt").write_text("x")
+    raw = tmp_path / "raw"
+    raw.mkdir()
+    write_rows(raw / "a.jsonl", 3)
+    for inputs, out, match in [
+        (job.inputs, tmp_path / "theirs", "not empty"),
+        (job.inputs, tmp_path / "theirs" / "a.txt", "is a file"),
+        (job.inputs, tmp_path / "in.jsonl", "is or lies in the input"),
+        ((str(raw),), raw, "is or lies in the input"),
+        ((str(raw),), raw / "deep" / "out", "is or lies in the input"),
+        ((str(raw / "*.jsonl"),), raw, "lies in the output folder"),
+    ]:
+        for overwrite in (False, True):
+            with pytest.raises(EmpathyError, match=match):
+                run(Job(inputs, out, overwrite=overwrite), LengthScorer())
+    assert sorted(path.name for path in raw.iterdir()) == ["a.jsonl"]
+
+
+def test_an_input_that_changes_while_it_is_read_is_refused(job):
+    class Touching(LengthScorer):
+        def score(self, examples):
+            with open(job.inputs[0], "ab") as file:
+                file.write(b"\n")
+            return super().score(examples)
+
+    with pytest.raises(EmpathyError, match="changed while it was read"):
+        run(job, Touching(), PaperPolicy())

@@ -1,0 +1,79 @@
+"""Parquet output: the rows of the JSONL output, types kept, columns of mixed types as JSON text."""
+
+import datetime
+
+import orjson
+import pyarrow as pa
+import pyarrow.parquet as pq
+from length_scorer import LengthScorer
+
+from efficient_empathy.dialogues import Record, parse_row
+from efficient_empathy.scorer.engine import run
+from efficient_empathy.scorer.job import Job
+from efficient_empathy.scorer.tables import ParquetPart
+from efficient_empathy.selection import PaperPolicy
+
+
+def record(**columns):
+    row = {"context": "hello there", "response": "hi", **columns}
+    return Record(row, parse_row(row, "r"), "in.jsonl", 1, None)
+
+
+def written(tmp_path, rows):
+    part = ParquetPart(tmp_path / "temporary")
+    for row in rows:
+        part.add(record(**row), {"ee_turn": 1})
+    assert part.finish(tmp_path / "kept" / "part-00000.parquet")["bytes"] > 0
+    assert [path.name for path in tmp_path.iterdir()] == ["kept"]
+    return pq.read_table(tmp_path / "kept" / "part-00000.parquet")
+
+
+def test_plain_and_nested_values_keep_their_types(tmp_path):
+    when = datetime.datetime(2024, 5, 1, 12, 30)
+    table = written(
+        tmp_path, [{"n": 1, "tags": ["a"], "who": {"age": 3}, "when": when}, {"n": None, "tags": [], "who": None}]
+    )
+    assert table.column("n").to_pylist() == [1, None]
+    assert table.column("tags").to_pylist() == [["a"], []]
+    assert table.column("who").to_pylist() == [{"age": 3}, None]
+    assert table.column("when").to_pylist() == [when, None]
+    assert table.column("ee_turn").type == pa.int64()
+
+
+def test_a_column_of_mixed_types_is_json_text_throughout(tmp_path):
+    table = written(tmp_path, [{"x": 5, "e": {}}, {"x": "five", "e": None}, {"x": None}, {"x": [1]}])
+    assert table.column("x").to_pylist() == ["5", '"five"', None, "[1]"]
+    assert table.column("e").to_pylist() == ["{}", None, None, None]
+    assert table.schema.field("x").metadata == {b"ee_encoding": b"json"}
+
+
+def test_types_are_joined_over_row_groups(tmp_path):
+    """10,000 rows wait at a time, and what comes later may widen or break a column's type."""
+    early = [{"wide": 1, "text": "a", "broken": "a", "none": None, "s": {"a": 1}}] * 10_000
+    late = [{"wide": 2.5, "text": "b", "broken": 7, "none": 3, "s": {"b": "x"}, "new": True}]
+    table = written(tmp_path, early + late)
+    first, last = table.slice(0, 1).to_pylist()[0], table.slice(10_000, 1).to_pylist()[0]
+    assert (first["wide"], last["wide"]) == (1.0, 2.5)
+    assert (first["text"], last["text"]) == ("a", "b")
+    assert (first["broken"], last["broken"]) == ('"a"', "7")
+    assert (first["none"], last["none"]) == (None, 3)
+    assert (first["s"], last["s"]) == ({"a": 1, "b": None}, {"a": None, "b": "x"})
+    assert (first["new"], last["new"]) == (None, True)
+    assert table.num_rows == 10_001
+
+
+def test_both_containers_hold_the_same(tmp_path):
+    rows = [
+        {"id": f"c{n}", "turns": [{"role": "speaker", "text": "x" * n}, {"role": "listener", "text": "y" * (3 * n)}]}
+        for n in range(1, 40)
+    ]
+    (tmp_path / "in.jsonl").write_bytes(b"".join(orjson.dumps(row) + b"\n" for row in rows))
+    manifests = [
+        run(Job((str(tmp_path / "in.jsonl"),), tmp_path / name, format=name), LengthScorer(), PaperPolicy()).manifest
+        for name in ("jsonl", "parquet")
+    ]
+    assert manifests[0]["subsets"] == manifests[1]["subsets"]
+    for name in manifests[0]["subsets"]:
+        lines = (tmp_path / "jsonl" / name / "part-00000.jsonl").read_bytes().splitlines()
+        table = pq.read_table(tmp_path / "parquet" / name / "part-00000.parquet")
+        assert [orjson.loads(line) for line in lines] == table.to_pylist()
