@@ -44,7 +44,15 @@ def make_counting_scorer(folder: Path, dimensions: tuple[str, str]) -> Path:
             dimensions=tuple(Scale(name, 0.0, 10.0) for name in dimensions),
             encoding=EncodingSpec(cls=1, sep=2, pad=3, roles=roles, max_tokens=64),
             tiers={"transformer": {"fp32": "transformer.fp32.onnx"}},
-            quality={"rows": 120, "sensibility": {"spearman": 0.512345, "interval": [0.4, 0.6]}},
+            quality={
+                "rows": 120,
+                "conversations": 40,
+                "decision": "paper rule, T = 5",
+                "systems": {
+                    "scorer": {"spearman/sensibility": {"value": 0.512345, "low": 0.4, "high": 0.6}},
+                    "mean": {"spearman/sensibility": {"value": 0.0, "low": 0.0, "high": 0.0}},
+                },
+            },
         ),
     )
     write_manifest(folder, KIND, {}, ["transformer.fp32.onnx", TOKENIZER_FILE, SPEC_FILE])

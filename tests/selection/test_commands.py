@@ -112,7 +112,8 @@ def test_a_dry_run_writes_nothing(scorer_folder, pairs, tmp_path, as_json):
 def test_report_on_a_scorer_folder_shows_its_quality(scorer_folder, tmp_path):
     result = call(report_command, scorer_folder)
     assert "dimensions: sensibility (0 to 10), rationality (0 to 10)" in result.stdout
-    assert "spearman 0.5123, interval [0.4, 0.6]" in result.stdout
+    assert "on 120 held-out examples of 40 conversations" in result.stdout
+    assert "0.512 [0.400, 0.600]" in result.stdout
     assert orjson.loads(call(report_command, scorer_folder, "--json").stdout)["quality"]["rows"] == 120
     with pytest.raises(EmpathyError, match=r"no manifest.json"):
         call(report_command, tmp_path)
