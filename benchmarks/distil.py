@@ -1,0 +1,127 @@
+"""How well 1,000 labels distil: the paper's judge scores, by conversation, on rows never trained on.
+
+    python benchmarks/distil.py [--effort normal|high] [--seeds 0,1,2] [--labels 1000]
+
+Each seed draws conversations until 1,000 rows are reached, runs the whole `ee-cli distill` command on them and scores all
+other rows with the scorer folder. Baselines are fitted on the same rows in the same run. The recipe was chosen on rows of
+the "development" half of the conversations; figures are given for all other rows and for those of the untouched half.
+"""
+
+import argparse
+import hashlib
+import json
+import tempfile
+from dataclasses import asdict
+from pathlib import Path
+
+import numpy as np
+from common import DATA, read_rows, run_command, write_result
+
+from efficient_empathy import Scorer
+from efficient_empathy.distill.backbone import open_backbone
+from efficient_empathy.distill.baselines import mean_scores, ridge, tfidf_ridge
+from efficient_empathy.distill.labels import load_labelled
+from efficient_empathy.distill.measuring import decision_rule, frozen_features
+from efficient_empathy.distill.quality import Judged, agreement
+from efficient_empathy.distill.rubric import Rubric
+
+LABELS = "ed_paper_scores.valid.jsonl.gz"
+POOL = "empathetic_dialogues.train.jsonl.gz"
+SHOWN = ("spearman/sensibility", "spearman/rationality", "decision/macro_f1", "decision/accuracy")
+
+
+def untouched(conversation: str) -> bool:
+    """Whether a conversation lies in the half that no recipe was chosen on."""
+    return int(hashlib.sha256(conversation.encode()).hexdigest(), 16) % 2 == 1
+
+
+def draw(rows: list[dict], count: int, seed: int) -> tuple[list[dict], list[dict]]:
+    """Whole conversations until ``count`` rows are reached, and all other rows."""
+    by_conversation: dict[str, list[dict]] = {}
+    for row in rows:
+        by_conversation.setdefault(row["conv_id"], []).append(row)
+    order = sorted(by_conversation)
+    np.random.default_rng(seed).shuffle(order)
+    taken: list[dict] = []
+    while len(taken) < count:
+        taken += by_conversation[order.pop()]
+    return taken[:count], [row for name in order for row in by_conversation[name]]
+
+
+def write_jsonl(path: Path, rows: list[dict]) -> Path:
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    return path
+
+
+def run_seed(rows: list[dict], seed: int, effort: str, count: int, folder: Path) -> dict:
+    taken, rest = draw(rows, count, seed)
+    labels, out = write_jsonl(folder / f"labels-{seed}.jsonl", taken), folder / f"scorer-{effort}-{seed}"
+    arguments = ["distill", "--labels", str(labels), "--seed", str(seed), "--effort", effort, "-o", str(out)]
+    if effort == "high":
+        arguments += ["--dialogues", str(DATA / POOL)]
+    cost = run_command(arguments)
+    rubric = Rubric.load()
+    train = load_labelled(labels, None, rubric)
+    test = load_labelled(write_jsonl(folder / f"rest-{seed}.jsonl", rest), None, rubric)
+    scorer = Scorer.load(out, device="cpu")
+    decide, classes, _ = decision_rule(scorer.spec.dimensions)
+    backbone = open_backbone("minilm", 128)
+    features = frozen_features([*train.examples, *test.examples], backbone)
+    systems = {
+        f"scorer ({scorer.precision})": scorer.score(test.examples),
+        "frozen encoder + linear": ridge(
+            features[: len(train.examples)], train.scores, features[len(train.examples) :]
+        ),
+        "TF-IDF + ridge": tfidf_ridge(train.examples, train.scores, test.examples),
+        "mean": mean_scores(train.scores, len(test.examples)),
+    }
+    groups = [example.dialogue_id for example in test.examples]
+    fresh = np.flatnonzero([untouched(group) for group in groups])
+    result: dict = {"seed": seed, "train_rows": len(taken), "report_rows": len(rest), "untouched_rows": len(fresh)}
+    result |= {"cost": asdict(cost), "parity": scorer.spec.parity, "systems": {}}
+    for name, found in systems.items():
+        everything = Judged(test.scores, groups, scorer.spec.dimensions, decide, classes)
+        half = Judged(test.scores[fresh], [groups[i] for i in fresh], scorer.spec.dimensions, decide, classes)
+        result["systems"][name] = {
+            "all": {k: asdict(v) for k, v in agreement(found, everything, resamples=300).items()},
+            "untouched": {k: asdict(v) for k, v in agreement(found[fresh], half, resamples=300).items()},
+        }
+    show(result)
+    return result
+
+
+def show(result: dict) -> None:
+    cost = result["cost"]
+    print(
+        f"\nseed {result['seed']}: {cost['seconds']:.0f} s, {cost['peak_mb']:.0f} MB, {result['report_rows']} report rows"
+    )
+    for name, parts in result["systems"].items():
+        for part, figures in parts.items():
+            cells = [f"{figures[m]['value']:.3f} [{figures[m]['low']:.3f}, {figures[m]['high']:.3f}]" for m in SHOWN]
+            print(f"  {name:26s} {part:10s} " + "  ".join(cells))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--effort", default="normal", choices=["normal", "high"])
+    parser.add_argument("--seeds", default="0,1,2")
+    parser.add_argument("--labels", type=int, default=1000)
+    parser.add_argument("--keep", type=Path, help="keep the scorer folders here")
+    options = parser.parse_args()
+    rows = read_rows(LABELS)
+    with tempfile.TemporaryDirectory() as scratch:
+        folder = options.keep or Path(scratch)
+        folder.mkdir(parents=True, exist_ok=True)
+        results = []
+        for seed in map(int, options.seeds.split(",")):
+            results.append(run_seed(rows, seed, options.effort, options.labels, folder))
+            write_result(f"distil-{options.effort}", {"labels": options.labels, "seeds": results})
+    print(f"\nmean over seeds, columns: {', '.join(SHOWN)}")
+    for name in results[0]["systems"]:
+        for part in ("all", "untouched"):
+            means = [np.mean([r["systems"][name][part][m]["value"] for r in results]) for m in SHOWN]
+            print(f"  {name:26s} {part:10s} " + "  ".join(f"{mean:.3f}" for mean in means))
+
+
+if __name__ == "__main__":
+    main()

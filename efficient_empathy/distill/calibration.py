@@ -1,0 +1,60 @@
+"""From raw outputs to the judge's scale, and held-out figures in which no choice was made on the rows it is measured on."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from efficient_empathy.distill.batches import split_by_conversation
+from efficient_empathy.distill.training import mean_spearman
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """``raw * slope + intercept``, one number a dimension each."""
+
+    slope: np.ndarray
+    """Float (d,)."""
+    intercept: np.ndarray
+    """Float (d,)."""
+
+    def apply(self, raw: np.ndarray) -> np.ndarray:
+        """Scores of raw outputs, (n, d)."""
+        return raw * self.slope + self.intercept
+
+
+def fit_calibration(raw: np.ndarray, scores: np.ndarray) -> Calibration:
+    """Match mean and spread of the outputs to the judge's.
+
+    Outputs trained by squared error crowd round the mean, and a fixed threshold would then call too few rows high or low;
+    with the judge's spread the subsets get about the judge's shares. Ranks do not change.
+
+    Args:
+        raw: outputs for rows not trained on, (n, d).
+        scores: the judge's scores of the same rows, (n, d).
+    """
+    spread = raw.std(0)
+    slope = scores.std(0) / np.where(spread > 1e-6, spread, 1.0)
+    return Calibration(slope, scores.mean(0) - slope * raw.mean(0))
+
+
+def cross_fitted(epochs: Sequence[np.ndarray], scores: np.ndarray, groups: Sequence[str], seed: int) -> np.ndarray:
+    """Scores for held-out rows as a user would get them, with nothing chosen on the rows themselves.
+
+    The rows are halved by conversation. Epoch and calibration for one half are chosen on the other.
+
+    Args:
+        epochs: raw outputs after each epoch, each (n, d).
+        scores: the judge's scores, (n, d).
+        groups: the conversation of each row.
+        seed: of the halving.
+
+    Returns:
+        Scores, float (n, d).
+    """
+    halves = split_by_conversation(groups, 0.5, seed)
+    found = np.zeros_like(scores, dtype=np.float64)
+    for here, there in (halves, halves[::-1]):
+        best = int(np.argmax([mean_spearman(raw[there], scores[there]) for raw in epochs]))
+        found[here] = fit_calibration(epochs[best][there], scores[there]).apply(epochs[best][here])
+    return found

@@ -1,0 +1,109 @@
+"""The model card: what a scorer was trained on and how good it is, as ``README.md`` in its folder."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from efficient_empathy.manifest import write_atomic
+from efficient_empathy.scorer.artifact import ScorerSpec
+
+
+def write_card(folder: Path, spec: ScorerSpec, manifest: Mapping[str, Any]) -> None:
+    """Write ``README.md`` into a scorer folder.
+
+    Args:
+        folder: the scorer folder.
+        spec: what ``scorer.json`` says.
+        manifest: what ``manifest.json`` will say, without the hashes.
+    """
+    parts = [_head(spec, manifest), _use(spec), _data(manifest), _quality(spec), _parity(spec), _limits(spec)]
+    write_atomic(folder / "README.md", ("\n\n".join(parts) + "\n").encode())
+
+
+def quality_table(quality: Mapping[str, Any]) -> list[list[str]]:
+    """The quality section as rows of text, the header first: one row a figure, one column a system."""
+    systems = quality["systems"]
+    rows = [["figure", *systems]]
+    for metric in next(iter(systems.values())):
+        cells = [_figure(figures[metric]) for figures in systems.values()]
+        rows.append([metric.replace("/", " ").replace("_", "-"), *cells])
+    return rows
+
+
+def _figure(figure: Mapping[str, float]) -> str:
+    return f"{figure['value']:.3f} [{figure['low']:.3f}, {figure['high']:.3f}]"
+
+
+def _head(spec: ScorerSpec, manifest: Mapping[str, Any]) -> str:
+    scales = ", ".join(f"{d.name} ({d.low:g} to {d.high:g})" for d in spec.dimensions)
+    return (
+        "# Scorer\n\n"
+        f"Rates a listener's response in its context: {scales}. Distilled with efficient-empathy from "
+        f"{manifest['labels']['examples']} judged examples, starting from the encoder "
+        f"`{manifest['options']['backbone']}`, rubric `{spec.rubric['name']}`."
+    )
+
+
+def _use(spec: ScorerSpec) -> str:
+    return (
+        "## Use\n\n```python\nfrom efficient_empathy import Scorer, read_dialogues\n"
+        "from efficient_empathy.dialogues import examples_of\n\n"
+        'scorer = Scorer.load("this folder")\n'
+        'examples = [e for d in read_dialogues(["raw.jsonl"]) for e in examples_of(d)]\n'
+        f"scores = scorer.score(examples)  # columns: {', '.join(d.name for d in spec.dimensions)}\n```\n\n"
+        "Or for whole files: `ee-cli filter --scorer THIS-FOLDER raw.jsonl -o subsets/`."
+    )
+
+
+def _data(manifest: Mapping[str, Any]) -> str:
+    labels = manifest["labels"]
+    lines = [
+        "## Training data\n",
+        f"- {labels['trained_on']} labelled examples trained on, {labels['held_out']} held out; no conversation is on both sides.",
+        f"- Unlabelled examples: {manifest['pool']}.",
+    ]
+    for key in ("judge", "sources", "cost_usd"):
+        if labels.get(key) is not None:
+            lines.append(f"- {key.replace('_', ' ')}: {labels[key]}")
+    lines.append(
+        "- The licence of the data and of the labels binds whoever passes this scorer on; it is not stated here."
+    )
+    return "\n".join(lines)
+
+
+def _quality(spec: ScorerSpec) -> str:
+    quality = spec.quality
+    header, *rows = quality_table(quality)
+    table = [" | ".join(header), " | ".join("---" for _ in header), *(" | ".join(row) for row in rows)]
+    return (
+        "## Agreement with the judge\n\n"
+        f"On {quality['rows']} held-out examples of {quality['conversations']} conversations; in brackets the 95 % interval "
+        f"(bootstrap over conversations). Decision: {quality['decision']}. Epoch and calibration were chosen on one half of "
+        "these rows and measured on the other, both ways round.\n\n" + "\n".join(f"| {line} |" for line in table)
+    )
+
+
+def _parity(spec: ScorerSpec) -> str:
+    fp32, int8 = spec.parity["fp32"], spec.parity["int8"]
+    lines = [
+        "## Files\n",
+        f"- fp32: at most {fp32['largest_difference']:.1e} from torch on {fp32['rows']} rows.",
+    ]
+    figures = (
+        f"Spearman with fp32 {min(int8['spearman']):.4f}, {100 * int8['flips']:.2f} % of decisions flip, a row's score moves "
+        f"by at most {int8['batch_effect']:.1e} with its batch mates, on {int8['rows']} rows"
+    )
+    if int8["passed"]:
+        lines.append(f"- int8: {figures}; {len(int8['kept_fp32'])} matrix products stay in fp32.")
+    else:
+        lines.append(f"- int8 was left out, since it failed the parity gate: {figures}.")
+    return "\n".join(lines)
+
+
+def _limits(spec: ScorerSpec) -> str:
+    return (
+        "## Limits\n\n"
+        "The scores imitate one judge on dialogues like those it was shown; they are not a measure of empathy as people feel "
+        "it. Look at some rows of each subset before training on them, and at other kinds of dialogue before trusting it there. "
+        f"Only the last {spec.encoding.max_tokens} tokens of an example are read."
+    )

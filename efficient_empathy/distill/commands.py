@@ -1,0 +1,175 @@
+"""``ee-cli label`` and ``ee-cli distill``."""
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import click
+
+from efficient_empathy.dialogues import EXAMPLE_MODES, ExampleMode
+from efficient_empathy.distill.from_files import DistillRequest, distill_from_files
+from efficient_empathy.distill.judge_options import judge_options, judging_progress
+from efficient_empathy.distill.label_report import LabelPlan, LabelReport
+from efficient_empathy.distill.labelling import label, plan_labels
+from efficient_empathy.distill.options import JudgeOptions
+from efficient_empathy.distill.settings import DEFAULT_BACKBONE, EFFORTS, DistillOptions, TrainingOptions
+from efficient_empathy.errors import EmpathyError
+from efficient_empathy.manifest import pretty_json
+from efficient_empathy.selection.report import report
+
+
+@click.command("label")
+@click.option(
+    "--dialogues",
+    multiple=True,
+    required=True,
+    metavar="FILE",
+    help="File, folder, quoted glob or URL of dialogues. May be repeated.",
+)
+@click.option("-o", "--out", type=click.Path(path_type=Path, dir_okay=False), required=True, help="Label file (JSONL).")
+@judge_options()
+@click.option(
+    "--examples",
+    type=click.Choice(EXAMPLE_MODES),
+    default="every-turn",
+    show_default=True,
+    help="Which listener turns of a dialogue to take.",
+)
+@click.option("--seed", type=int, default=0, show_default=True, help="Draws the examples.")
+@click.option("--dry-run", is_flag=True, help="Print calls, tokens and dollars, and stop.")
+@click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
+def label_command(
+    dialogues: tuple[str, ...],
+    out: Path,
+    judging: JudgeOptions,
+    examples: ExampleMode,
+    seed: int,
+    dry_run: bool,
+    as_json: bool,
+) -> None:
+    """Have a judge rate some examples once, and write its scores to a label file.
+
+    Every answer is kept in an SQLite file the moment it arrives: killed and run again, nothing that was answered is
+    asked twice. An answer that cannot be read is kept and counted, never given a score.
+    """
+    if dry_run:
+        plan = plan_labels(dialogues, out, judging, examples)
+        click.echo(_json(plan) if as_json else _plan_text(plan, judging))
+        return
+    with judging_progress() as progress:
+        report = label(dialogues, out, judging, examples, progress)
+    click.echo(_json(report) if as_json else _report_text(report))
+    if report.scored == 0:
+        click.get_current_context().exit(1)
+
+
+def _json(result: Any) -> str:
+    fields = {name: str(v) if isinstance(v, Path) else v for name, v in dataclasses.asdict(result).items()}
+    return pretty_json(fields).decode().rstrip()
+
+
+def _plan_text(plan: LabelPlan, judging: JudgeOptions) -> str:
+    lines = [
+        f"examples            {plan.examples}",
+        f"already answered    {plan.stored}",
+        f"calls               {plan.calls}",
+        f"prompt tokens       about {plan.prompt_tokens}",
+        f"completion tokens   about {plan.completion_tokens}",
+    ]
+    if plan.usd is None:
+        lines.append(f"dollars             not known: no price for '{judging.judge}' at this address; see --prices")
+    else:
+        lines.append(f"dollars             about {plan.usd:.4f}")
+    return "\n".join(lines + _rejected(plan.rejected))
+
+
+def _report_text(report: LabelReport) -> str:
+    reasons = "".join(f", {count} {reason}" for reason, count in report.unscored.items())
+    lines = [
+        f"labels              {report.labels}",
+        f"scored              {report.scored} of {report.examples}",
+        f"unscored            {sum(report.unscored.values())}{reasons and f' ({reasons[2:]})'}",
+        f"asked now           {report.asked}",
+        f"tokens              {report.prompt_tokens} prompt, {report.completion_tokens} completion",
+        f"dollars             {'not known' if report.usd is None else f'{report.usd:.4f}'}",
+    ]
+    if report.not_asked:
+        lines.append(f"not asked           {report.not_asked}: --max-usd was reached; raise it and run again to go on")
+    return "\n".join(lines + _rejected(report.rejected))
+
+
+def _rejected(rejected: dict[str, int]) -> list[str]:
+    if not rejected:
+        return []
+    reasons = ", ".join(f"{count} {reason}" for reason, count in rejected.items())
+    return [f"unreadable rows     {sum(rejected.values())} ({reasons})"]
+
+
+@click.command("distill")
+@click.option(
+    "--dialogues",
+    multiple=True,
+    metavar="FILE",
+    help="File, folder, quoted glob or URL of dialogues: what the labels are about, and the unlabelled pool.",
+)
+@click.option("--labels", type=click.Path(path_type=Path, dir_okay=False), help="Label file, instead of a judge.")
+@click.option("-o", "--out", type=click.Path(path_type=Path, file_okay=False), required=True, help="Scorer folder.")
+@judge_options(required=False)
+@click.option(
+    "--examples",
+    type=click.Choice(EXAMPLE_MODES),
+    default="every-turn",
+    show_default=True,
+    help="Which listener turns of a dialogue to take.",
+)
+@click.option(
+    "--effort",
+    type=click.Choice(EFFORTS),
+    default="normal",
+    show_default=True,
+    help="high also learns from the unlabelled dialogues: better scores, several times the time.",
+)
+@click.option("--backbone", default=DEFAULT_BACKBONE, show_default=True, help="minilm, a folder, or a Hub id.")
+@click.option("--epochs", type=click.IntRange(1, 100), default=None, help="Passes over the labels, at most.")
+@click.option("--max-tokens", type=click.IntRange(16, 8192), default=128, show_default=True, help="Longest input.")
+@click.option(
+    "--holdout",
+    type=click.FloatRange(0.05, 0.5),
+    default=0.15,
+    show_default=True,
+    help="Share of the labels to measure on instead of training.",
+)
+@click.option("--seed", type=int, default=0, show_default=True, help="Draws the examples, the split and the weights.")
+@click.option("--dry-run", is_flag=True, help="Print what the judge would cost, and stop.")
+@click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
+def distill_command(**values: Any) -> None:
+    """Turn judged examples into a scorer folder: train, export, check, measure.
+
+    The labels come from a judge (--judge, asked once, every answer kept) or from a file (--labels). The folder holds ONNX
+    files, their measured quality and a model card; scoring with it needs neither torch nor a network.
+    """
+    request = DistillRequest(
+        dialogues=values["dialogues"],
+        labels=values["labels"],
+        judging=values["judging"],
+        rubric=values["rubric"],
+        examples=values["examples"],
+        out=values["out"],
+        options=_distill_options(values),
+    )
+    if values["dry_run"]:
+        if request.judging is None:
+            raise EmpathyError("--dry-run says what a judge would cost; with --labels nothing is asked.")
+        plan = plan_labels(request.dialogues, request.label_file, request.judging, request.examples)
+        click.echo(_json(plan) if values["as_json"] else _plan_text(plan, request.judging))
+        return
+    with judging_progress() as progress:
+        distill_from_files(request, progress)
+    text, facts = report(request.out)
+    click.echo(pretty_json(facts).decode().rstrip() if values["as_json"] else text)
+
+
+def _distill_options(values: dict[str, Any]) -> DistillOptions:
+    training = TrainingOptions() if values["epochs"] is None else TrainingOptions(epochs=values["epochs"])
+    names = ("backbone", "effort", "max_tokens", "holdout", "seed")
+    return DistillOptions(training=training, **{name: values[name] for name in names})

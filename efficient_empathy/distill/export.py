@@ -1,0 +1,101 @@
+"""From a trained student to ONNX files, and the parity gate that each of them has to pass."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from efficient_empathy.distill.student import Student
+from efficient_empathy.errors import EmpathyError
+from efficient_empathy.scorer.batching import token_budget_batches
+from efficient_empathy.scorer.encoding import Encoded
+from efficient_empathy.scorer.session import open_session, run_batch
+
+_OPSET = 17
+_FP32_TOLERANCE = 1e-4
+_MAX_BATCH_TOKENS = 2048
+
+
+@dataclass(frozen=True)
+class Fp32Parity:
+    """How the fp32 ONNX file compares with torch."""
+
+    rows: int
+    """Rows compared."""
+    largest_difference: float
+    """Largest absolute difference of a score, on the judge's scale."""
+
+
+def export_fp32(student: Student, path: Path) -> None:
+    """Write the student as an fp32 ONNX file through Optimum, with batch and length left open.
+
+    Raises:
+        EmpathyError: Optimum has no ONNX description of this architecture.
+    """
+    from optimum.exporters.onnx.convert import export_pytorch
+    from optimum.exporters.tasks import TasksManager
+
+    model_type = student.config.model_type
+    try:
+        constructor = TasksManager.get_exporter_config_constructor(
+            "onnx", model_type=model_type, task="feature-extraction", library_name="transformers"
+        )
+    except (KeyError, ValueError) as error:
+        raise EmpathyError(
+            f"Optimum cannot export the architecture '{model_type}' to ONNX: choose another --backbone."
+        ) from error
+    config = constructor(student.config)
+    open_axes = {0: "batch_size", 1: "sequence_length"}
+    inputs = dict.fromkeys(("input_ids", "attention_mask", "token_type_ids"), open_axes)
+    # The segments are always an input: the student pools by them, whether or not its encoder knows them.
+    overrides = {"inputs": property(lambda _: inputs), "outputs": property(lambda _: {"scores": {0: "batch_size"}})}
+    described = type("StudentOnnxConfig", (type(config),), overrides)(student.config)
+    student.eval()
+    export_pytorch(student, described, opset=_OPSET, output=path)
+
+
+def torch_scores(student: Student, encoded: Encoded, pad: int) -> np.ndarray:
+    """Scores of encoded examples by the torch model, float32 (n, d)."""
+    return _in_batches(student, student.forward, encoded, pad)
+
+
+def raw_outputs(student: Student, encoded: Encoded, pad: int) -> np.ndarray:
+    """Outputs before calibration by the torch model, float32 (n, d)."""
+    return _in_batches(student, student.raw, encoded, pad)
+
+
+def _in_batches(student: Student, run: Callable[..., torch.Tensor], encoded: Encoded, pad: int) -> np.ndarray:
+    student.eval()
+    found = np.zeros((len(encoded.ids), student.head.out_features), np.float32)
+    with torch.inference_mode():
+        for rows in token_budget_batches(encoded.lengths, _MAX_BATCH_TOKENS):
+            batch = {name: torch.from_numpy(array) for name, array in encoded.batch(rows, pad).items()}
+            found[rows] = run(**batch).numpy()
+    return found
+
+
+def onnx_scores(session: Any, encoded: Encoded, pad: int) -> np.ndarray:
+    """Scores of encoded examples by an ONNX session, float32 (n, d)."""
+    scores = np.zeros((len(encoded.ids), session.get_outputs()[0].shape[1]), np.float32)
+    for rows in token_budget_batches(encoded.lengths, _MAX_BATCH_TOKENS):
+        scores[rows] = run_batch(session, encoded.batch(rows, pad))
+    return scores
+
+
+def check_fp32(path: Path, expected: np.ndarray, encoded: Encoded, pad: int) -> Fp32Parity:
+    """Compare the fp32 file with torch's scores.
+
+    Raises:
+        EmpathyError: a score differs by more than 1e-4: the export is wrong and nothing is shipped.
+    """
+    found = onnx_scores(open_session(path, "cpu"), encoded, pad)
+    difference = float(np.abs(found - expected).max())
+    if not difference <= _FP32_TOLERANCE:  # so put, NaN does not pass
+        raise EmpathyError(
+            f"the exported model's scores differ from torch's by up to {difference:.2g} (allowed: {_FP32_TOLERANCE:g}): "
+            "the scorer was not written. Try another --backbone, or report this with the output of 'ee-cli doctor'."
+        )
+    return Fp32Parity(len(expected), difference)

@@ -1,0 +1,94 @@
+"""``distill`` on files: labels from a judge or a file, the pool from the dialogues, then the pipeline."""
+
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from efficient_empathy.dialogues import ExampleMode
+from efficient_empathy.dialogues.types import Example
+from efficient_empathy.distill.asking import Progress
+from efficient_empathy.distill.choosing import choose_examples
+from efficient_empathy.distill.labelling import label, read_examples
+from efficient_empathy.distill.labels import load_labelled
+from efficient_empathy.distill.options import JudgeOptions
+from efficient_empathy.distill.rubric import Rubric
+from efficient_empathy.distill.settings import DistillOptions
+from efficient_empathy.errors import EmpathyError
+from efficient_empathy.manifest import sha256_file
+from efficient_empathy.scorer.artifact import ScorerSpec
+
+_GATE_EXAMPLES = 1000
+"""Unlabelled examples that are read even where nothing is learnt from them: the exported files are compared on them."""
+
+
+@dataclass(frozen=True)
+class DistillRequest:
+    """What ``ee-cli distill`` was asked for."""
+
+    out: Path
+    """The scorer folder to write."""
+    dialogues: tuple[str, ...] = ()
+    """Files, folders, globs or URLs: what is judged or what the labels are about, and the unlabelled pool."""
+    labels: Path | None = None
+    """Label file; None where a judge is to be asked."""
+    judging: JudgeOptions | None = None
+    """The judge to ask; None where there is a label file."""
+    rubric: Path | None = None
+    """YAML file of the rubric; None for the paper's two dimensions."""
+    examples: ExampleMode = "every-turn"
+    """Which listener turns of a dialogue are taken."""
+    options: DistillOptions = field(default_factory=DistillOptions)
+    """How to train."""
+
+    def __post_init__(self) -> None:
+        if (self.labels is None) == (self.judging is None):
+            raise EmpathyError("say where the labels come from: --labels FILE or --judge KIND:MODEL, one of the two.")
+        if self.judging is not None and not self.dialogues:
+            raise EmpathyError("--judge needs dialogues to judge: name them with --dialogues.")
+
+    @property
+    def label_file(self) -> Path:
+        """Where the labels are: the file that was named, or the one that the judge's answers go to."""
+        return self.labels or self.out.with_name(self.out.name + ".labels.jsonl")
+
+
+def distill_from_files(request: DistillRequest, progress: Callable[[Progress], None] | None = None) -> ScorerSpec:
+    """Label if need be, then train a scorer and write its folder.
+
+    Raises:
+        EmpathyError: as ``label``, ``load_labelled`` and ``pipeline.distill`` do; the output folder exists already.
+    """
+    if request.out.exists():
+        raise EmpathyError(f"'{request.out}' is already there. Choose another folder with -o, or remove it first.")
+    from efficient_empathy.distill.pipeline import LabelledData, distill
+
+    rubric = Rubric.load(request.rubric)
+    provenance: dict[str, Any] = {}
+    if request.judging is not None:
+        answers = label(request.dialogues, request.label_file, request.judging, request.examples, progress)
+        provenance |= {
+            "judge": request.judging.judge,
+            "asked": {name: value for name, value in asdict(answers).items() if not isinstance(value, Path)},
+        }
+    rejected: Counter[str] = Counter()
+    dialogues = read_examples(request.dialogues, request.examples, rejected) if request.dialogues else None
+    labelled = load_labelled(request.label_file, dialogues, rubric)
+    provenance["file"] = {"name": request.label_file.name, "sha256": sha256_file(request.label_file)}
+    provenance["skipped"] = dict(labelled.skipped)
+    provenance["unreadable_rows"] = dict(rejected)
+    pool = _pool(request, {example.digest for example in labelled.examples})
+    data = LabelledData(labelled.examples, labelled.scores, pool, provenance)
+    return distill(data, rubric, request.options, request.out)
+
+
+def _pool(request: DistillRequest, labelled: set[str]) -> list[Example]:
+    if not request.dialogues:
+        return []
+    plan = request.options.pool
+    wanted = _GATE_EXAMPLES
+    if request.options.effort == "high":
+        wanted = max(wanted, plan.adapt_examples + plan.pseudo_examples)
+    examples = read_examples(request.dialogues, request.examples, Counter())
+    return choose_examples((e for e in examples if e.digest not in labelled), wanted, request.options.seed)

@@ -1,0 +1,140 @@
+"""The command-line options of judging, for every command that may ask a judge, and what it shows meanwhile."""
+
+import contextlib
+import functools
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, TypeVar
+
+import click
+
+from efficient_empathy.distill.asking import Progress
+from efficient_empathy.distill.options import DEFAULT_KEY_ENV, JudgeOptions
+
+_Function = TypeVar("_Function", bound=Callable[..., Any])
+
+_FIELDS = (
+    "judge",
+    "rubric",
+    "budget",
+    "store",
+    "base_url",
+    "api_key_env",
+    "concurrency",
+    "max_usd",
+    "prices",
+    "retry_unscored",
+    "timeout",
+    "max_tokens",
+)
+_FILE = click.Path(path_type=Path, dir_okay=False)
+
+
+def _options(required: bool) -> list[Callable[[Any], Any]]:
+    return [
+        click.option(
+            "--judge",
+            required=required,
+            metavar="KIND:MODEL",
+            help="openai:MODEL (any OpenAI-compatible server) or local:PATH-OR-ID (a language model in this process).",
+        ),
+        click.option("--rubric", type=_FILE, help="YAML rubric.  [default: sensibility and rationality, 0-10]"),
+        click.option(
+            "--budget",
+            type=click.IntRange(1),
+            default=1000,
+            show_default=True,
+            help="Examples to have judged, at most; drawn by --seed, spread over conversations.",
+        ),
+        click.option("--store", type=_FILE, help="SQLite file that keeps every answer.  [default: beside the output]"),
+        click.option("--base-url", metavar="URL", help="Address of the server.  [default: OpenAI]"),
+        click.option(
+            "--api-key-env",
+            default=DEFAULT_KEY_ENV,
+            show_default=True,
+            metavar="NAME",
+            help="Environment variable that holds the key; servers of your own need none.",
+        ),
+        click.option(
+            "--concurrency", type=click.IntRange(1, 256), default=8, show_default=True, help="Questions at once."
+        ),
+        click.option(
+            "--max-usd", type=click.FloatRange(min=0), help="Stop before the answers could cost more dollars than this."
+        ),
+        click.option("--prices", type=_FILE, help="YAML price table, laid over the one shipped."),
+        click.option("--retry-unscored", is_flag=True, help="Ask again where an answer could not be read."),
+        click.option(
+            "--max-tokens",
+            type=click.IntRange(16, 100_000),
+            default=256,
+            show_default=True,
+            help="Longest answer; a model that thinks aloud needs thousands.",
+        ),
+        click.option(
+            "--timeout",
+            type=click.FloatRange(0, min_open=True),
+            default=120.0,
+            show_default=True,
+            help="Seconds a try.",
+        ),
+    ]
+
+
+def judge_options(required: bool = True) -> Callable[[_Function], _Function]:
+    """Add the options of judging to a command that has ``--seed``.
+
+    The command gets them as one argument, ``judging``: a ``JudgeOptions`` or, where no judge was named, None.
+
+    Args:
+        required: whether the command cannot do without a judge; if it can, it gets ``rubric`` beside ``judging``.
+    """
+
+    def decorate(function: _Function) -> _Function:
+        @functools.wraps(function)
+        def call(**values: Any) -> Any:
+            own = {name: values.pop(name) for name in _FIELDS}
+            judging = None if own["judge"] is None else JudgeOptions(**own, seed=values["seed"])
+            if not required:
+                values["rubric"] = own["rubric"]  # it says what a label file holds, too
+            return function(judging=judging, **values)
+
+        decorated: Any = call
+        for option in reversed(_options(required)):
+            decorated = option(decorated)
+        return decorated
+
+    return decorate
+
+
+@contextlib.contextmanager
+def judging_progress(quiet: bool = False) -> Iterator[Callable[[Progress], None]]:
+    """Show on stderr how far the judging is, with rate, remaining time and cost; nothing where nobody watches.
+
+    Args:
+        quiet: show nothing in any case.
+    """
+    if quiet or not sys.stderr.isatty():
+        yield lambda _: None
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+    from rich.progress import Progress as Bar
+
+    columns = (
+        TextColumn("judging"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("{task.fields[note]}"),
+        TimeElapsedColumn(),
+        TextColumn("ETA"),
+        TimeRemainingColumn(),
+    )
+    with Bar(*columns, console=Console(stderr=True)) as bar:
+        task = bar.add_task("judging", total=None, note="")
+
+        def show(state: Progress) -> None:
+            cost = "" if state.usd is None else f", ${state.usd:.4f}"
+            bar.update(task, completed=state.done, total=state.total, note=f"{state.unscored} unscored{cost}")
+
+        yield show

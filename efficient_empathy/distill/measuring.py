@@ -1,0 +1,91 @@
+"""What the report and the card say: the scorer and three baselines on the held-out rows, with intervals."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import asdict
+from typing import Any
+
+import numpy as np
+import torch
+
+from efficient_empathy.dialogues.types import Example
+from efficient_empathy.distill.backbone import Backbone, load_encoder
+from efficient_empathy.distill.baselines import mean_scores, ridge, tfidf_ridge
+from efficient_empathy.distill.quality import Judged, agreement
+from efficient_empathy.scorer.artifact import Scale
+from efficient_empathy.scorer.batching import token_budget_batches
+from efficient_empathy.scorer.encoding import Encoder
+from efficient_empathy.selection.policies import PaperPolicy
+
+Decide = Callable[[np.ndarray], np.ndarray]
+
+
+def decision_rule(scales: tuple[Scale, ...]) -> tuple[Decide, int, str]:
+    """The decision that quality and parity are measured by.
+
+    The paper's rule at the middle of the scale where there are a sensibility and a rationality; for another rubric, which
+    side of the middle of its scale each dimension is on.
+
+    Returns:
+        The decision, (n, d) scores to (n,) classes; the number of classes; what it is called.
+    """
+    names = tuple(scale.name for scale in scales)
+    middles = np.array([(scale.low + scale.high) / 2 for scale in scales])
+    if {"sensibility", "rationality"} <= set(names):
+        policy = PaperPolicy(float(middles[names.index("rationality")]))
+        return (lambda scores: policy.decide(scores, names)), 3, f"paper rule, T = {policy.threshold:g}"
+    bits = 1 << np.arange(len(scales))
+    return (lambda scores: ((scores > middles) * bits).sum(1)), 1 << len(scales), "above or below each scale's middle"
+
+
+def measure(
+    found: np.ndarray,
+    examples: Sequence[Example],
+    scores: np.ndarray,
+    rows: np.ndarray,
+    held: np.ndarray,
+    scales: tuple[Scale, ...],
+    backbone: Backbone,
+) -> dict[str, Any]:
+    """Agreement with the judge on the held-out rows, of the scorer and of three baselines fitted on the same rows.
+
+    Args:
+        found: the scorer's scores of the held-out rows, (len(held), d).
+        examples: all labelled examples.
+        scores: the judge's scores of all, (n, d).
+        rows: indices that were trained on.
+        held: indices that were held out.
+        scales: the dimensions.
+        backbone: for the frozen encoder with a linear head.
+    """
+    decide, classes, rule = decision_rule(scales)
+    judged = Judged(scores[held], [examples[row].dialogue_id for row in held], scales, decide, classes)
+    train, test = [examples[row] for row in rows], [examples[row] for row in held]
+    features = frozen_features([*train, *test], backbone)
+    systems = {
+        "scorer": found,
+        "frozen encoder + linear": ridge(features[: len(train)], scores[rows], features[len(train) :]),
+        "TF-IDF + ridge": tfidf_ridge(train, scores[rows], test),
+        "mean": mean_scores(scores[rows], len(held)),
+    }
+    figures = {
+        name: {metric: asdict(figure) for metric, figure in agreement(predicted, judged).items()}
+        for name, predicted in systems.items()
+    }
+    return {"rows": len(held), "conversations": len(set(judged.groups)), "decision": rule, "systems": figures}
+
+
+def frozen_features(examples: Sequence[Example], backbone: Backbone) -> np.ndarray:
+    """Mean-pooled states of the pretrained encoder as it is, float32 (n, hidden size)."""
+    encoder = load_encoder(backbone).eval()
+    encoded = Encoder(backbone.tokenizer, backbone.encoding).encode(examples)
+    features = np.zeros((len(examples), encoder.config.hidden_size), np.float32)
+    segments = getattr(encoder.config, "type_vocab_size", 0) > 1
+    with torch.inference_mode():
+        for rows in token_budget_batches(encoded.lengths, 4096):
+            batch = {k: torch.from_numpy(v) for k, v in encoded.batch(rows, backbone.encoding.pad).items()}
+            if not segments:
+                del batch["token_type_ids"]
+            mask = batch["attention_mask"].unsqueeze(-1).float()
+            states = encoder(**batch).last_hidden_state
+            features[rows] = ((states * mask).sum(1) / mask.sum(1)).numpy()
+    return features

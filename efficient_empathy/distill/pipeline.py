@@ -1,0 +1,212 @@
+"""From judged examples to a scorer folder: split, train, calibrate, export, check, measure, write."""
+
+import logging
+import shutil
+import tempfile
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from efficient_empathy.dialogues.types import Example
+from efficient_empathy.distill import export
+from efficient_empathy.distill.backbone import Backbone, open_backbone
+from efficient_empathy.distill.batches import split_by_conversation
+from efficient_empathy.distill.calibration import cross_fitted, fit_calibration
+from efficient_empathy.distill.card import write_card
+from efficient_empathy.distill.measuring import decision_rule, measure
+from efficient_empathy.distill.quantise import Int8Parity, quantise
+from efficient_empathy.distill.rubric import Rubric
+from efficient_empathy.distill.settings import DistillOptions
+from efficient_empathy.distill.students import TrainedStudent, train_normal
+from efficient_empathy.errors import EmpathyError
+from efficient_empathy.manifest import versions, write_manifest
+from efficient_empathy.scorer.artifact import KIND, SPEC_FILE, TOKENIZER_FILE, Scale, ScorerSpec, write_spec
+from efficient_empathy.scorer.encoding import Encoder
+
+_LEAST_LABELS = 40
+_GATE_POOL_ROWS = 1000
+_CALIBRATION_ROWS = 256
+_FP32, _INT8 = "transformer.fp32.onnx", "transformer.int8.onnx"
+_PACKAGES = ("torch", "transformers", "optimum", "optimum-onnx", "lightning", "onnxruntime", "tokenizers", "numpy")
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class LabelledData:
+    """What is learnt from: judged examples, and optionally a pool of unlabelled ones."""
+
+    examples: Sequence[Example]
+    scores: np.ndarray
+    """The judge's scores, float (n, d), columns in the rubric's order."""
+    pool: Sequence[Example] = ()
+    """Unlabelled examples; those whose conversation is held out are left out of it."""
+    provenance: Mapping[str, Any] = field(default_factory=dict)
+    """Where the labels came from (files, hashes, judge, cost); goes into the manifest and the card as it is."""
+
+
+def distill(data: LabelledData, rubric: Rubric, options: DistillOptions, out: Path) -> ScorerSpec:
+    """Train a scorer and write its folder.
+
+    Args:
+        data: judged examples and, for ``effort="high"``, a pool of unlabelled ones.
+        rubric: what was judged; its dimensions are the scorer's.
+        options: how to train.
+        out: the folder to write; it appears whole or not at all.
+
+    Returns:
+        What ``scorer.json`` says.
+
+    Raises:
+        EmpathyError: too few labels, a constant dimension, an unusable backbone, an existing folder, a failed export.
+    """
+    _check(data, rubric, options, out)
+    scales = tuple(Scale(d.name, float(d.low), float(d.high)) for d in rubric.dimensions)
+    backbone = open_backbone(options.backbone, options.max_tokens)
+    trained = _train(data, scales, backbone, options, out)
+    student, held = trained.student, trained.held_out
+    raw, scores = trained.outputs[trained.best_epoch], data.scores[held]
+    calibration = fit_calibration(raw, scores)
+    student.set_calibration(torch.from_numpy(calibration.slope), torch.from_numpy(calibration.intercept))
+    groups = [data.examples[row].dialogue_id for row in held]
+    found = cross_fitted(trained.outputs, scores, groups, options.seed)
+    quality = measure(found, data.examples, data.scores, trained.training_rows, held, scales, backbone)
+    scratch = _new_scratch(out)
+    try:
+        parity, tiers = _export(trained, data, backbone, scales, scratch)
+        spec = ScorerSpec(
+            dimensions=scales,
+            encoding=backbone.encoding,
+            tiers={"transformer": tiers},
+            rubric={"name": rubric.name, "sha256": rubric.digest},
+            calibration={"slope": calibration.slope.tolist(), "intercept": calibration.intercept.tolist()},
+            parity=parity,
+            quality=quality,
+            versions=versions(*_PACKAGES),
+        )
+        write_spec(scratch, spec)
+        body = _provenance(data, rubric, options, trained)
+        write_card(scratch, spec, body)
+        files = [SPEC_FILE, TOKENIZER_FILE, "README.md", *tiers.values()]
+        write_manifest(scratch, KIND, body, files)
+        scratch.chmod(0o755)
+        scratch.rename(out)
+    except BaseException:
+        shutil.rmtree(scratch, ignore_errors=True)
+        raise
+    shutil.rmtree(work_folder(out), ignore_errors=True)
+    return spec
+
+
+def work_folder(out: Path) -> Path:
+    """Where finished stages of a long run are kept until the scorer folder is there."""
+    return out.with_name(out.name + ".work")
+
+
+def _new_scratch(out: Path) -> Path:
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        return Path(tempfile.mkdtemp(dir=out.parent, prefix=f".{out.name}."))
+    except OSError as error:
+        raise EmpathyError(
+            f"cannot write to '{out.parent}': {error.strerror}. Choose another output folder with -o."
+        ) from error
+
+
+def _check(data: LabelledData, rubric: Rubric, options: DistillOptions, out: Path) -> None:
+    if out.exists():
+        raise EmpathyError(f"'{out}' is already there. Choose another folder with -o, or remove it first.")
+    _new_scratch(out).rmdir()  # a place that cannot be written to is said before the training, not after it
+    if len(data.examples) < _LEAST_LABELS:
+        raise EmpathyError(
+            f"{len(data.examples)} labelled examples are too few to train and measure a scorer: "
+            f"at least {_LEAST_LABELS} are needed, a few hundred to a thousand are advised."
+        )
+    if len({example.dialogue_id for example in data.examples}) < 4:
+        raise EmpathyError("the labelled examples come from fewer than 4 conversations: no split keeps them apart.")
+    for column, dimension in enumerate(rubric.dimensions):
+        if np.ptp(data.scores[:, column]) == 0:
+            raise EmpathyError(
+                f"every label has the same {dimension.name} ({data.scores[0, column]:g}): there is nothing to learn from."
+            )
+    if options.effort == "high" and not data.pool:
+        raise EmpathyError("--effort high learns from unlabelled dialogues too: name them with --dialogues.")
+
+
+def _train(
+    data: LabelledData, scales: tuple[Scale, ...], backbone: Backbone, options: DistillOptions, out: Path
+) -> TrainedStudent:
+    groups = [example.dialogue_id for example in data.examples]
+    # Two held-out conversations at least: on one of them the epoch is chosen that is measured on the other.
+    rows, held = split_by_conversation(groups, options.holdout, options.seed, least=2)
+    if len(rows) < _LEAST_LABELS // 2:
+        raise EmpathyError(
+            f"only {len(rows)} of the {len(groups)} labelled examples are left to train on, since a few conversations hold most "
+            "of them and none is split. Label examples of more conversations, or try another --seed."
+        )
+    _log.info("%d labels: %d to train on, %d held out, by conversation", len(groups), len(rows), len(held))
+    if options.effort == "normal":
+        return train_normal(data.examples, data.scores, rows, held, scales, backbone, options)
+    from efficient_empathy.distill.high_effort import train_high
+
+    held_conversations = {groups[row] for row in held}
+    pool = [example for example in data.pool if example.dialogue_id not in held_conversations]
+    if not pool:
+        raise EmpathyError("--effort high: every unlabelled dialogue belongs to a held-out conversation; name more of them.")
+    return train_high(data.examples, data.scores, rows, held, pool, scales, backbone, options, work_folder(out))
+
+
+def _export(
+    trained: TrainedStudent, data: LabelledData, backbone: Backbone, scales: tuple[Scale, ...], folder: Path
+) -> tuple[dict[str, Any], dict[str, str]]:
+    backbone.tokenizer.save(str(folder / TOKENIZER_FILE))
+    encoder = Encoder(backbone.tokenizer, backbone.encoding)
+    pad = backbone.encoding.pad
+    checked = [*(data.examples[row] for row in trained.held_out), *_spread(data.pool, _GATE_POOL_ROWS)]
+    encoded = encoder.encode(checked)
+    _log.info("exporting to ONNX and comparing %d rows", len(checked))
+    export.export_fp32(trained.student, folder / _FP32)
+    expected = export.torch_scores(trained.student, encoded, pad)
+    fp32 = export.check_fp32(folder / _FP32, expected, encoded, pad)
+    calibration = encoder.encode(_spread([data.examples[row] for row in trained.training_rows], _CALIBRATION_ROWS))
+    int8 = quantise(folder / _FP32, folder / _INT8, encoded, pad, decision_rule(scales)[0], calibration)
+    tiers = {"fp32": _FP32}
+    if int8.passed:
+        tiers["int8"] = _INT8
+    else:
+        _log.warning("no int8 file: %s. The folder has fp32 only, which is slower on a CPU.", _why_not(int8))
+    return {"fp32": asdict(fp32), "int8": {**asdict(int8), "passed": int8.passed}}, tiers
+
+
+def _spread(examples: Sequence[Example], count: int) -> list[Example]:
+    """At most so many examples, evenly spread over the sequence."""
+    if len(examples) <= count:
+        return list(examples)
+    return [examples[int(index)] for index in np.linspace(0, len(examples) - 1, count)]
+
+
+def _why_not(parity: Int8Parity) -> str:
+    return (
+        f"its Spearman with fp32 is {min(parity.spearman):.4f} (0.99 is needed), "
+        f"{100 * parity.flips:.2f} % of decisions flip (1 % is allowed), "
+        f"a row's score moves by up to {parity.batch_effect:.3f} with its batch (0.01 is allowed)"
+    )
+
+
+def _provenance(data: LabelledData, rubric: Rubric, options: DistillOptions, trained: TrainedStudent) -> dict[str, Any]:
+    return {
+        "rubric": rubric.as_dict(),
+        "labels": {
+            "examples": len(data.examples),
+            "trained_on": len(trained.training_rows),
+            "held_out": len(trained.held_out),
+            **data.provenance,
+        },
+        "pool": len(data.pool),
+        "options": asdict(options),
+        "training": dict(trained.facts),
+        "versions": versions(*_PACKAGES),
+    }

@@ -1,0 +1,99 @@
+"""The options of distillation: one object for Python, the command line, the YAML file and the manifest."""
+
+from dataclasses import dataclass, field, replace
+from typing import Literal, get_args
+
+from efficient_empathy.errors import EmpathyError
+
+DEFAULT_BACKBONE = "minilm"
+
+Effort = Literal["normal", "high"]
+EFFORTS: tuple[str, ...] = get_args(Effort)
+
+
+@dataclass(frozen=True)
+class TrainingOptions:
+    """How one student is tuned."""
+
+    epochs: int = 3
+    """Passes over the training rows at most, 1 to 100; the learning rate falls to 0 by the last one."""
+    batch_size: int = 16
+    """Rows a step, 1 to 4096."""
+    learning_rate: float = 1e-4
+    """Peak rate of the encoder's top layer, over 0 and up to 0.1."""
+    head_learning_rate: float = 1e-3
+    """Peak rate of the linear layer on top, which starts from nothing."""
+    layer_decay: float = 0.9
+    """Each layer further down learns at this share of the rate of the one above, over 0 and up to 1."""
+    dropout: float = 0.0
+    """Dropout inside the encoder, 0 to 0.5; the head has its own."""
+    patience: int = 2
+    """Epochs without a better validation figure before training stops, 1 or more."""
+
+    def __post_init__(self) -> None:
+        _within("epochs", self.epochs, 1, 100)
+        _within("batch_size", self.batch_size, 1, 4096)
+        _within("learning_rate", self.learning_rate, 1e-9, 0.1)
+        _within("head_learning_rate", self.head_learning_rate, 1e-9, 1.0)
+        _within("layer_decay", self.layer_decay, 0.01, 1.0)
+        _within("dropout", self.dropout, 0.0, 0.5)
+        _within("patience", self.patience, 1, 100)
+
+
+@dataclass(frozen=True)
+class PoolOptions:
+    """What ``--effort high`` does with the unlabelled dialogues."""
+
+    adapt_examples: int = 10_000
+    """Pool examples that the encoder is first trained on, with masked words to fill in; 0 skips this."""
+    adapt_learning_rate: float = 2e-4
+    """Peak rate of that training."""
+    teachers: int = 3
+    """Students trained from different seeds whose mean rates the pool, 1 to 20."""
+    pseudo_examples: int = 6_000
+    """Pool examples that the teachers rate for the final student."""
+    pseudo_epochs: int = 2
+    """Passes of the final student over the teachers' ratings and the judge's labels together."""
+
+    def __post_init__(self) -> None:
+        _within("adapt_examples", self.adapt_examples, 0, 10_000_000)
+        _within("adapt_learning_rate", self.adapt_learning_rate, 1e-9, 0.1)
+        _within("teachers", self.teachers, 1, 20)
+        _within("pseudo_examples", self.pseudo_examples, 0, 10_000_000)
+        _within("pseudo_epochs", self.pseudo_epochs, 1, 100)
+
+    def student_training(self, training: TrainingOptions) -> TrainingOptions:
+        """How the final student is tuned: as the teachers, for its own number of epochs."""
+        return replace(training, epochs=self.pseudo_epochs)
+
+
+@dataclass(frozen=True)
+class DistillOptions:
+    """From labels to a scorer folder."""
+
+    backbone: str = DEFAULT_BACKBONE
+    """``minilm`` (from its wheel, no network), a folder, or a Hub id of an encoder."""
+    effort: Effort = "normal"
+    """``normal`` tunes one student on the labels; ``high`` also learns from the unlabelled dialogues, for better scores."""
+    max_tokens: int = 128
+    """Longest input in tokens, 16 to 8192; what is longer loses its oldest context."""
+    holdout: float = 0.15
+    """Share of the labelled conversations that is never trained on, 0.05 to 0.5: it stops training, calibrates, and reports."""
+    seed: int = 0
+    """Of the split, the order of the rows and the weights of the head, 0 to 2,147,483,647."""
+    training: TrainingOptions = field(default_factory=TrainingOptions)
+    """How a student is tuned."""
+    pool: PoolOptions = field(default_factory=PoolOptions)
+    """What is done with the unlabelled dialogues."""
+
+    def __post_init__(self) -> None:
+        if self.effort not in EFFORTS:
+            raise EmpathyError(f"effort must be one of {', '.join(EFFORTS)}, not '{self.effort}'.")
+        _within("max_tokens", self.max_tokens, 16, 8192)
+        _within("holdout", self.holdout, 0.05, 0.5)
+        _within("seed", self.seed, 0, 2**31 - 1)
+
+
+def _within(name: str, value: float, low: float, high: float) -> None:
+    if not low <= value <= high:
+        raise EmpathyError(f"{name} must be from {low:g} to {high:g}, not {value}.")

@@ -1,0 +1,83 @@
+"""Trained students, and the normal way to one: tune the encoder on the labels."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+
+from efficient_empathy.dialogues.types import Example
+from efficient_empathy.distill.backbone import Backbone, load_encoder
+from efficient_empathy.distill.batches import EncodedRows
+from efficient_empathy.distill.settings import DistillOptions
+from efficient_empathy.distill.student import Student
+from efficient_empathy.distill.training import choose_precision, train_student
+from efficient_empathy.scorer.artifact import Scale
+from efficient_empathy.scorer.encoding import Encoder
+
+
+@dataclass(frozen=True)
+class TrainedStudent:
+    """A student and all that is needed to calibrate and measure it."""
+
+    student: Student
+    training_rows: np.ndarray
+    """Indices of the labelled rows that it learnt from."""
+    held_out: np.ndarray
+    """Indices of the labelled rows that it never learnt from."""
+    outputs: list[np.ndarray]
+    """Raw outputs for the held-out rows after each epoch, each (n, d)."""
+    best_epoch: int
+    facts: Mapping[str, Any] = field(default_factory=dict)
+    """What the manifest says of the training."""
+
+
+def new_student(backbone: Backbone, scales: tuple[Scale, ...], dropout: float, seed: int) -> Student:
+    """A student with the pretrained encoder and a head drawn from a seed."""
+    torch.manual_seed(seed)
+    encoder = load_encoder(backbone)
+    # Dropout of the attention weights is slow on CPUs and did not help; that of the hidden states is an option.
+    for name, module in encoder.named_modules():
+        if isinstance(module, torch.nn.Dropout):
+            module.p = 0.0 if "attention.self" in name else dropout
+        elif isinstance(getattr(module, "dropout_prob", None), float):
+            module.dropout_prob = 0.0  # fused attention takes its share from here, not from its Dropout
+    return Student(encoder, scales)
+
+
+def standardised(scores: np.ndarray, rows: np.ndarray) -> np.ndarray:
+    """All scores, (n, d), with the mean and spread of the training rows taken out."""
+    mean, spread = scores[rows].mean(0), scores[rows].std(0)
+    return (scores - mean) / np.where(spread > 0, spread, 1.0)
+
+
+def train_normal(
+    examples: Sequence[Example],
+    scores: np.ndarray,
+    rows: np.ndarray,
+    held: np.ndarray,
+    scales: tuple[Scale, ...],
+    backbone: Backbone,
+    options: DistillOptions,
+) -> TrainedStudent:
+    """Tune one student on the labels; the held-out rows choose the epoch.
+
+    Args:
+        examples: all labelled examples.
+        scores: the judge's scores, (n, d).
+        rows: indices to train on.
+        held: indices held out.
+        scales: the dimensions.
+        backbone: the encoder to start from.
+        options: how to train.
+    """
+    encoder = Encoder(backbone.tokenizer, backbone.encoding)
+    targets = standardised(scores, rows)
+    pad = backbone.encoding.pad
+    training = EncodedRows(encoder.encode([examples[row] for row in rows]), targets[rows], None, pad)
+    validation = EncodedRows(encoder.encode([examples[row] for row in held]), targets[held], None, pad)
+    student = new_student(backbone, scales, options.training.dropout, options.seed)
+    trained = train_student(student, training, validation, options.training, options.seed)
+    facts = {"epochs": len(trained.outputs), "best_epoch": trained.best_epoch + 1, "precision": choose_precision()}
+    return TrainedStudent(student, rows, held, trained.outputs, trained.best_epoch, facts)

@@ -1,0 +1,137 @@
+"""Training one student on targets: from encoded rows to tuned weights and its outputs on the validation rows."""
+
+import logging
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import lightning as L
+import numpy as np
+import torch
+
+from efficient_empathy.distill.batches import EncodedRows, ordered_loader, training_loader
+from efficient_empathy.distill.module import Progress, StudentModule
+from efficient_empathy.distill.quality import spearman
+from efficient_empathy.distill.settings import TrainingOptions
+from efficient_empathy.distill.student import Student
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Trained:
+    """What training gave."""
+
+    outputs: list[np.ndarray]
+    """Raw outputs for the validation rows after each epoch, each float32 (n, d); empty without such rows."""
+    best_epoch: int
+    """Index of the epoch whose weights the student now has."""
+
+
+class _KeepBest(L.Callback):
+    """Keeps the weights of the epoch with the highest mean Spearman on the validation rows; stops when it no longer rises."""
+
+    def __init__(self, targets: np.ndarray, patience: int):
+        self.targets, self.patience = targets, patience
+        self.figures: list[float] = []
+        self.best: dict[str, torch.Tensor] = {}
+
+    def on_validation_end(self, trainer: L.Trainer, module: L.LightningModule) -> None:
+        # Not on_validation_epoch_end: callbacks hear of that before the module has set its outputs aside.
+        assert isinstance(module, StudentModule)  # noqa: S101 - narrows the type for the checker
+        self.figures.append(mean_spearman(module.epochs[-1], self.targets))
+        _log.info("epoch %d: mean Spearman %.3f on the validation rows", len(self.figures), self.figures[-1])
+        if int(np.argmax(self.figures)) == len(self.figures) - 1:
+            self.best = {name: value.detach().clone() for name, value in module.student.state_dict().items()}
+        if len(self.figures) - 1 - int(np.argmax(self.figures)) >= self.patience:
+            trainer.should_stop = True
+
+
+def train_student(
+    student: Student,
+    rows: EncodedRows,
+    validation: EncodedRows | None,
+    options: TrainingOptions,
+    seed: int,
+    what: str = "training",
+) -> Trained:
+    """Tune a student in place.
+
+    Args:
+        student: the model; afterwards it has the weights of its best epoch, or of the last one without validation rows.
+        rows: what it learns from; targets are standardised scores.
+        validation: rows that choose the epoch; None trains all epochs.
+        options: epochs, rates and the like.
+        seed: of the order of rows and of dropout.
+        what: names this training in progress lines.
+    """
+    module = StudentModule(student, options)
+    callbacks: list[L.Callback] = [Progress(what)]
+    if validation is not None:
+        keep = _KeepBest(validation.targets.numpy(), options.patience)
+        callbacks.append(keep)
+    loader = training_loader(rows, options.batch_size, seed)
+    checks = None if validation is None else ordered_loader(validation, 64)
+    fit_quietly(module, loader, checks, options.epochs, seed, callbacks)
+    student.cpu().eval()
+    if validation is None:
+        return Trained([], options.epochs - 1)
+    student.load_state_dict(keep.best)
+    return Trained(module.epochs, int(np.argmax(keep.figures)))
+
+
+def fit_quietly(
+    module: L.LightningModule, loader: Any, validation: Any, epochs: int, seed: int, callbacks: list[L.Callback]
+) -> None:
+    """Run Lightning's loop on one device, without its files, bars and remarks: progress is our callbacks' matter."""
+    with _quiet():
+        L.seed_everything(seed, workers=True, verbose=False)
+        trainer = L.Trainer(
+            max_epochs=epochs,
+            accelerator="auto",
+            devices=1,
+            precision=choose_precision(),
+            gradient_clip_val=1.0,
+            callbacks=callbacks,
+            logger=False,
+            enable_checkpointing=False,
+            enable_progress_bar=False,
+            enable_model_summary=False,
+            num_sanity_val_steps=0,
+        )
+        trainer.fit(module, loader, validation)
+
+
+def mean_spearman(found: np.ndarray, expected: np.ndarray) -> float:
+    """Mean over the dimensions of Spearman's rank correlation of two (n, d) arrays."""
+    return float(np.mean([spearman(found[:, d], expected[:, d]) for d in range(expected.shape[1])]))
+
+
+def choose_precision() -> Any:
+    """Lightning's name of the precision to train in: bf16 where the device computes in it, fp32 elsewhere.
+
+    A CPU without bf16 instructions runs bf16 autocast at half the speed of fp32, so it is asked what it has.
+    """
+    if torch.cuda.is_available():
+        return "bf16-mixed" if torch.cuda.is_bf16_supported() else "32-true"
+    able = torch.cpu.get_capabilities() if hasattr(torch.cpu, "get_capabilities") else {}
+    return "bf16-mixed" if able.get("avx512_bf16") or able.get("amx_bf16") else "32-true"
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep Lightning's remarks on devices and workers out of the log; its warnings that matter here are our own checks."""
+    loggers = [logging.getLogger(name) for name in ("lightning.pytorch", "lightning.fabric", "lightning")]
+    levels = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.ERROR)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", module=r"lightning\..*")
+        warnings.filterwarnings("ignore", message=".*does not have many workers.*")
+        try:
+            yield
+        finally:
+            for logger, level in zip(loggers, levels, strict=True):
+                logger.setLevel(level)

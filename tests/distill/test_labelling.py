@@ -1,0 +1,262 @@
+"""Labelling from end to end: what is asked, kept, paid and written, also when it is killed."""
+
+import json
+import os
+import signal
+import sqlite3
+import subprocess
+import sys
+import time
+from collections import Counter
+from pathlib import Path
+
+import pytest
+
+from efficient_empathy.distill.labelling import label, plan_labels, read_examples
+from efficient_empathy.distill.labels import load_labelled
+from efficient_empathy.distill.options import JudgeOptions
+from efficient_empathy.distill.rubric import Rubric
+from efficient_empathy.errors import EmpathyError
+
+CANARY = "sk-canary-0123456789abcdef"
+ROOT = str(Path(__file__).parents[2])
+
+
+@pytest.fixture
+def options(judge_server, tmp_path, monkeypatch):
+    """Options for the test server, with a price of $1 a million in and $10 out: $0.0002 an answer of 100 + 10 tokens."""
+    monkeypatch.delenv("OPENAI_API_KEY", raising=False)
+    prices = tmp_path / "prices.yaml"
+    prices.write_text("models: {m: {input: 1, output: 10}}")
+
+    def make(**changes):
+        return JudgeOptions("openai:m", **{"base_url": judge_server.url, "prices": prices, "attempts": 3, **changes})
+
+    return make
+
+
+def texts(path: Path) -> list[dict]:
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def test_labels_the_budget_once_and_writes_what_it_cost(pool, tmp_path, options, judge_server):
+    out = tmp_path / "labels.jsonl"
+    report = label([str(pool)], out, options(budget=20))
+    assert (report.examples, report.scored, report.unscored, report.not_asked, report.asked) == (20, 20, {}, 0, 20)
+    assert report.usd == pytest.approx(20 * 0.0002)
+    rows = texts(out)
+    assert {"id", "digest", "sensibility", "rationality", "judge", "rubric", "time"} == set(rows[0])
+    manifest = json.loads((tmp_path / "labels.manifest.json").read_text())
+    assert (manifest["scored"], manifest["answers"], manifest["usd"]) == (20, 20, report.usd)
+    assert manifest["forms"] == {"json_schema": 20}
+
+    before = out.read_bytes(), (tmp_path / "labels.manifest.json").read_bytes()
+    again = label([str(pool)], out, options(budget=20))
+    assert (again.asked, again.scored, again.usd) == (0, 20, report.usd)
+    assert (out.read_bytes(), (tmp_path / "labels.manifest.json").read_bytes()) == before
+    more = label([str(pool)], out, options(budget=30))
+    assert (more.asked, more.scored) == (10, 30)
+    assert set(judge_server.asked.values()) == {1}
+
+
+def test_the_labels_join_to_the_dialogues_they_are_about(pool, tmp_path, options):
+    label([str(pool)], tmp_path / "labels.jsonl", options(budget=5))
+    rejected: Counter[str] = Counter()
+    found = load_labelled(tmp_path / "labels.jsonl", read_examples([str(pool)], "every-turn", rejected), Rubric.load())
+    assert found.scores.tolist() == [[7, 3]] * 5
+    assert not rejected
+
+
+def test_the_same_text_under_two_ids_is_asked_once(tmp_path, options, judge_server):
+    pool = tmp_path / "twins.jsonl"
+    turns = [{"role": "speaker", "text": "Hello."}, {"role": "listener", "text": "Hi."}]
+    pool.write_text("".join(json.dumps({"id": name, "turns": turns}) + "\n" for name in "abc"))
+    assert label([str(pool)], tmp_path / "labels.jsonl", options()).examples == 1
+    assert judge_server.asked.total() == 1
+
+
+def test_every_example_of_a_bad_server_ends_scored_or_counted(pool, tmp_path, options, judge_server, reply):
+    ways = [
+        lambda times: reply(),
+        lambda times: reply(status=429, headers={"Retry-After": "0.1"}) if times == 1 else reply(),
+        lambda times: reply(status=500) if times == 1 else reply(),
+        lambda times: reply(status=500, headers={"Retry-After": "0"}),
+        lambda times: reply(content="{broken"),
+        lambda times: reply(content='Well, {"sensibility": 4, "rationality": 6}, I would say.'),
+        lambda times: reply(content='{"sensibility": 14, "rationality": 6}'),
+        lambda times: reply(content='{"sensibility": 4}'),
+        lambda times: reply(body=b"<html>"),
+        lambda times: (time.sleep(1.0), reply())[1],
+    ]
+
+    def behave(request, times):
+        number = int(request["messages"][-1]["content"].split("Story ")[1].split(".")[0])
+        return ways[number % 10](times)
+
+    judge_server.behave = behave
+    out = tmp_path / "labels.jsonl"
+    report = label([str(pool)], out, options(timeout=0.4))
+    # Three examples of each way: the 1st, 2nd, 3rd and 6th end well.
+    assert report.scored == 12 == len(texts(out))
+    assert report.unscored == {
+        "http-500": 3,
+        "no-verdict": 3,
+        "out-of-range": 3,
+        "missing-dimension": 3,
+        "bad-response": 3,
+        "timeout": 3,
+    }
+    assert report.examples == 30 == report.scored + sum(report.unscored.values())
+    with sqlite3.connect(tmp_path / "labels.sqlite") as store:
+        kept = [raw for (raw,) in store.execute("SELECT raw FROM answers WHERE reason = 'no-verdict'")]
+    assert kept == ["{broken"] * 3
+
+    # What was answered badly is not asked again unless told to; what was not answered is.
+    judge_server.behave = lambda request, times: reply()
+    again = label([str(pool)], out, options())
+    assert (again.asked, again.scored) == (6, 18)
+    better = label([str(pool)], out, options(retry_unscored=True))
+    assert (better.asked, better.scored, better.unscored) == (12, 30, {})
+    # The answers that could not be read were paid for: 18 + 12 with scores, 9 with tokens counted and without scores,
+    # 3 whose tokens nobody counted.
+    assert better.usd > 39 * 0.0002
+
+
+def test_never_spends_more_than_the_limit(pool, tmp_path, options, judge_server):
+    out = tmp_path / "labels.jsonl"
+    limited = options(max_usd=0.0055, concurrency=4)
+    report = label([str(pool)], out, limited)
+    assert 0 < report.scored < 30
+    assert report.scored + report.not_asked == 30
+    assert report.usd <= 0.0055
+    # Run again, the limit still holds for all answers together; a higher one goes on.
+    again = label([str(pool)], out, limited)
+    assert (again.asked, again.usd) == (0, report.usd)
+    rest = label([str(pool)], out, options(max_usd=1))
+    assert (rest.asked, rest.scored) == (30 - report.scored, 30)
+    assert set(judge_server.asked.values()) == {1}
+
+
+def test_a_limit_holds_where_the_server_counts_no_tokens(pool, tmp_path, options, judge_server, reply):
+    judge_server.behave = lambda request, times: reply(usage=False)
+    report = label([str(pool)], tmp_path / "labels.jsonl", options(max_usd=0.02))
+    assert 0 < report.scored < 30
+    assert 0 < report.usd <= 0.02
+
+
+def test_a_limit_needs_a_price(pool, tmp_path, options, judge_server):
+    with pytest.raises(EmpathyError, match="--max-usd needs a price"):
+        label([str(pool)], tmp_path / "labels.jsonl", options(max_usd=1, prices=None))
+    assert judge_server.asked.total() == 0
+
+
+def test_a_plan_asks_and_writes_nothing_and_counts_what_is_stored(pool, tmp_path, options, judge_server):
+    out = tmp_path / "labels.jsonl"
+    before = sorted(tmp_path.iterdir())
+    plan = plan_labels([str(pool)], out, options(budget=20))
+    assert (plan.examples, plan.stored, plan.calls) == (20, 0, 20)
+    assert plan.usd == pytest.approx((plan.prompt_tokens * 1 + plan.completion_tokens * 10) / 1e6)
+    assert sorted(tmp_path.iterdir()) == before
+    assert judge_server.asked.total() == 0
+    label([str(pool)], out, options(budget=15))
+    plan = plan_labels([str(pool)], out, options(budget=20))
+    assert (plan.stored, plan.calls) == (15, 5)
+    assert plan_labels([str(pool)], out, JudgeOptions("openai:gpt-4o-mini", budget=20)).usd is not None
+    assert plan_labels([str(pool)], out, JudgeOptions("openai:unheard-of", budget=20)).usd is None
+
+
+def test_a_dead_server_is_not_asked_a_thousand_times(pool, tmp_path, options, judge_server, reply):
+    judge_server.behave = lambda request, times: reply(status=500, headers={"Retry-After": "0"})
+    with pytest.raises(EmpathyError, match=r"last 2\d questions got no answer \(http-500\)"):
+        label([str(pool)], tmp_path / "labels.jsonl", options(attempts=1, concurrency=2))
+    assert judge_server.asked.total() < 30
+    assert not (tmp_path / "labels.jsonl").exists()
+
+
+def test_what_arrived_before_a_refusal_is_kept(pool, tmp_path, options, judge_server, reply):
+    judge_server.behave = lambda request, times: reply() if judge_server.asked.total() <= 10 else reply(status=401)
+    with pytest.raises(EmpathyError, match="refused the key"):
+        label([str(pool)], tmp_path / "labels.jsonl", options(concurrency=2))
+    judge_server.behave = lambda request, times: reply()
+    assert label([str(pool)], tmp_path / "labels.jsonl", options()).asked == 20
+
+
+def test_nothing_to_judge(tmp_path, options):
+    (tmp_path / "pool.jsonl").write_text('{"what": 1}\n')
+    with pytest.raises(EmpathyError, match=r"no listener turn to judge in .*1 rows could not be read"):
+        label([str(tmp_path / "pool.jsonl")], tmp_path / "labels.jsonl", options())
+
+
+def test_progress_counts_up_to_all(pool, tmp_path, options):
+    seen = []
+    label([str(pool)], tmp_path / "labels.jsonl", options(budget=5), progress=seen.append)
+    assert [state.done for state in seen] == [0, 1, 2, 3, 4, 5]
+    assert {state.total for state in seen} == {5}
+    assert seen[-1].usd == pytest.approx(0.001)
+
+
+def run_label(pool: Path, url: str, *more: str) -> list[str]:
+    code = "from efficient_empathy.cli import main; main()"
+    paths = ["--dialogues", str(pool), "-o", str(pool.parent / "labels.jsonl")]
+    return [sys.executable, "-c", code, "label", *paths, "--judge", "openai:m", "--base-url", url, *more]
+
+
+def environment() -> dict[str, str]:
+    return {**os.environ, "PYTHONPATH": ROOT, "OPENAI_API_KEY": CANARY, "OPENAI_LOG": "debug"}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("concurrency", [1, 8])
+def test_killed_and_run_again_asks_nothing_that_was_answered(pool, judge_server, reply, concurrency):
+    def slowly(request, times):
+        time.sleep(0.1)
+        return reply()
+
+    judge_server.behave = slowly
+    command = run_label(pool, judge_server.url, "--concurrency", str(concurrency))
+    process = subprocess.Popen(command, env=environment(), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    deadline = time.monotonic() + 60
+    while judge_server.asked.total() < 12 and time.monotonic() < deadline:
+        time.sleep(0.01)
+    process.send_signal(signal.SIGKILL)
+    assert process.wait() == -signal.SIGKILL
+    time.sleep(0.3)
+    asked_before = set(judge_server.asked)
+    assert 12 <= len(asked_before) < 30
+    with sqlite3.connect(pool.parent / "labels.sqlite") as store:
+        (kept,) = store.execute("SELECT COUNT(*) FROM answers").fetchone()
+    # Only questions under way at the kill have no answer in the store.
+    assert len(asked_before) - concurrency <= kept <= len(asked_before)
+
+    done = subprocess.run([*command, "--json"], env=environment(), capture_output=True, text=True, check=True)
+    assert json.loads(done.stdout)["asked"] == 30 - kept
+    twice = [text for text, times in judge_server.asked.items() if times > 1]
+    assert len(twice) == len(asked_before) - kept
+    assert len(judge_server.asked) == 30
+
+
+def test_the_key_is_in_no_file_and_in_no_output(pool, judge_server, reply):
+    def echo(request, times):
+        said = judge_server.authorizations[-1]
+        if judge_server.asked.total() % 2:
+            return reply(content=f'{{"sensibility": 1, "rationality": 2}} {said}')
+        return reply(status=400, message=f"what is {said}?")
+
+    judge_server.behave = echo
+    done = subprocess.run(
+        run_label(pool, judge_server.url), env=environment(), capture_output=True, text=True, check=True
+    )
+    assert judge_server.authorizations[0] == f"Bearer {CANARY}"
+    assert CANARY not in done.stdout + done.stderr
+    for path in pool.parent.iterdir():
+        assert CANARY.encode() not in path.read_bytes()
+
+
+def test_the_command_exits_2_with_one_line_for_what_the_user_can_mend(pool, judge_server, reply):
+    judge_server.behave = lambda request, times: reply(status=401)
+    quiet = {**environment(), "OPENAI_LOG": ""}
+    command = run_label(pool, judge_server.url)
+    done = subprocess.run(command, env=quiet, capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    assert done.stderr.startswith("Error: the judge at http://127.0.0.1")
+    assert done.stderr.count("\n") == 1

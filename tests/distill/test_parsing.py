@@ -1,0 +1,83 @@
+"""Reading answers: the shapes that judges really give, and what must stay unscored."""
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from efficient_empathy.distill.parsing import parse_answer
+from efficient_empathy.distill.rubric import Rubric
+
+RUBRIC = Rubric.load()
+S8R5 = {"sensibility": 8, "rationality": 5}
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        '{"sensibility": 8, "rationality": 5}',
+        '{\n  "Rationality": 5,\n  "Sensibility": 8.0\n}',
+        'Sure!\n```json\n{"sensibility": "8", "rationality": "5/10"}\n```\nHope that helps.',
+        '{"scores": {"sensibility": 8, "rationality": 5}, "why": "{}"}',
+        'First {"sensibility": 2, "rationality": 2}, but no: {"sensibility": 8, "rationality": 5}',
+        '{"sensibility": 8, "rationality": 5, "if_longer": {"sensibility": 1, "rationality": 1}}',
+        '{"sensibility": 8, "rationality": 5} {"sensibility": 11, "rationality": 5}',
+        "Evaluation Form (scores ONLY):\n- Rationality: 5\n- Sensibility: 8",
+        "Rationality: 5\nSensibility: 8\n",
+        "  **Sensibility:** 8/10  \n **Rationality**: 5 ",
+        "Sensibility (0-10): 8, Rationality (0-10): 5.",
+        "Sensibility: 3\nRationality: 3\nOn reflection:\nSensibility = 8\nRationality = 5",
+    ],
+)
+def test_reads_the_last_valid_verdict(text):
+    assert parse_answer(text, RUBRIC) == (S8R5, None)
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        ("", "empty-answer"),
+        (" \n", "empty-answer"),
+        ("I cannot rate this.", "no-verdict"),
+        ('{"sensibility": 8, "rational', "missing-dimension"),
+        ('{"sensibility": 8}', "missing-dimension"),
+        ("Sensibility: 8", "missing-dimension"),
+        ('{"sensibility": 8, "rationality": 11}', "out-of-range"),
+        ('{"sensibility": -1, "rationality": 1}', "out-of-range"),
+        ("Sensibility: 8\nRationality: 55", "out-of-range"),
+        ('{"sensibility": 8, "rationality": 5.5}', "not-an-integer"),
+        ('{"sensibility": 8, "rationality": null}', "not-an-integer"),
+        ('{"sensibility": 8, "rationality": true}', "not-an-integer"),
+        ('{"sensibility": 8, "rationality": "4/5"}', "not-an-integer"),
+        ('{"sensibility": 8, "rationality": [5]}', "not-an-integer"),
+        ("Sensibility: 8\nRationality: 5.5", "not-an-integer"),
+        ("Sensibility: 8-9\nRationality: 5", "missing-dimension"),
+        ("Insensibility: 8\nRationality: 5", "missing-dimension"),
+    ],
+)
+def test_leaves_unscored_what_is_no_verdict(text, reason):
+    assert parse_answer(text, RUBRIC) == (None, reason)
+
+
+def test_a_number_at_the_end_of_a_cut_answer_may_lack_digits():
+    text = '{"sensibility": 8, "rationality": 1'
+    assert parse_answer(text, RUBRIC) == ({"sensibility": 8, "rationality": 1}, None)
+    assert parse_answer(text, RUBRIC, cut_off=True) == (None, "missing-dimension")
+    assert parse_answer(text + "0}", RUBRIC, cut_off=True) == ({"sensibility": 8, "rationality": 10}, None)
+
+
+def test_deep_nesting_and_long_answers_end():
+    assert parse_answer('{"a":' * 50_000, RUBRIC)[0] is None
+    assert parse_answer("x" * 1_000_000 + '{"sensibility": 8, "rationality": 5}', RUBRIC) == (S8R5, None)
+
+
+@given(st.text(), st.integers(0, 10), st.integers(0, 10))
+def test_finds_the_verdict_after_any_text(text, s, r):
+    found, _ = parse_answer(f'{text}\n{{"sensibility": {s}, "rationality": {r}}}', RUBRIC)
+    assert found == {"sensibility": s, "rationality": r}
+
+
+@given(st.text(alphabet='{}[]":,.-0123456789sensibilityrationality \n'))
+def test_any_text_gives_scores_on_the_scale_or_a_reason(text):
+    scores, reason = parse_answer(text, RUBRIC)
+    assert (scores is None) == (reason is not None)
+    assert scores is None or all(0 <= value <= 10 for value in scores.values())
