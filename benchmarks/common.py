@@ -48,3 +48,9 @@ def write_result(name: str, result: dict) -> None:
     """Write a benchmark's figures to ``benchmarks/results/NAME.json``."""
     RESULTS.mkdir(exist_ok=True)
     (RESULTS / f"{name}.json").write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
+
+
+def read_result(name: str) -> dict:
+    """What an earlier run wrote, or nothing."""
+    path = RESULTS / f"{name}.json"
+    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}

@@ -15,7 +15,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
-from common import DATA, read_rows, run_command, write_result
+from common import DATA, read_result, read_rows, run_command, write_result
 
 from efficient_empathy import Scorer
 from efficient_empathy.distill.backbone import open_backbone
@@ -112,11 +112,13 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as scratch:
         folder = options.keep or Path(scratch)
         folder.mkdir(parents=True, exist_ok=True)
-        results = []
+        name = f"distil-{options.effort}"
+        done = {result["seed"]: result for result in read_result(name).get("seeds", [])}
         for seed in map(int, options.seeds.split(",")):
-            results.append(run_seed(rows, seed, options.effort, options.labels, folder))
-            write_result(f"distil-{options.effort}", {"labels": options.labels, "seeds": results})
-    print(f"\nmean over seeds, columns: {', '.join(SHOWN)}")
+            done[seed] = run_seed(rows, seed, options.effort, options.labels, folder)
+            write_result(name, {"labels": options.labels, "seeds": [done[key] for key in sorted(done)]})
+        results = [done[key] for key in sorted(done)]
+    print(f"\nmean over seeds {', '.join(str(result['seed']) for result in results)}; columns: {', '.join(SHOWN)}")
     for name in results[0]["systems"]:
         for part in ("all", "untouched"):
             means = [np.mean([r["systems"][name][part][m]["value"] for r in results]) for m in SHOWN]

@@ -10,6 +10,7 @@ from typing import Any
 
 import click
 
+from efficient_empathy import __version__
 from efficient_empathy.errors import EmpathyError
 
 _COMMANDS = {
@@ -39,6 +40,14 @@ class _LazyGroup(click.Group):
             command.params.append(_config_option())
         return command
 
+    def invoke(self, ctx: click.Context) -> Any:
+        try:
+            return super().invoke(ctx)
+        except BrokenPipeError:
+            # The reader of our output went away, as `| head` does: nothing is wrong.
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            ctx.exit(0)
+
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         with formatter.section("Commands"):
             formatter.write_dl([(name, text) for name, (_, text) in _COMMANDS.items()])
@@ -64,33 +73,39 @@ def _read_config(ctx: click.Context, _: click.Parameter, path: Path | None) -> N
         values = yaml.safe_load(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise EmpathyError(f"--config: there is no file '{path}'.") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise EmpathyError(f"--config: cannot read '{path}' as UTF-8 text: {error}.") from error
     except yaml.YAMLError as error:
         raise EmpathyError(f"--config: '{path}' is not valid YAML: {error}") from error
+    if values is None:
+        return  # an empty file
     if not isinstance(values, Mapping):
         raise EmpathyError(f"--config: '{path}' must hold a mapping of option names to values.")
     ctx.default_map = {**(ctx.default_map or {}), **_by_parameter(ctx, path, values)}
 
 
 def _by_parameter(ctx: click.Context, path: Path, values: Mapping[str, Any]) -> dict[str, Any]:
-    known = {parameter.name: parameter for parameter in ctx.command.params}
+    # An option's flag and its Python name may differ (--keep fills `expressions`): both are understood.
+    known = {name: parameter for parameter in ctx.command.params for name in _names(parameter)}
     by_name = {}
     for key, value in values.items():
-        name = str(key).replace("-", "_")
-        # An option's flag and its Python name may differ (--keep fills `expressions`): both are understood.
-        match = (
-            name
-            if name in known
-            else next((n for n, p in known.items() if f"--{key}".replace("_", "-") in p.opts), None)
-        )
-        if match is None:
-            options = ", ".join(sorted(str(n) for n in known if n != "config"))
+        parameter = known.get(str(key).replace("_", "-"))
+        if parameter is None or parameter.name is None:
+            options = ", ".join(sorted({_names(p)[0] for p in ctx.command.params} - {"config"}))
             raise EmpathyError(f"--config: '{path}' sets '{key}', which this command does not have. It has: {options}.")
-        by_name[match] = value
+        takes_many = parameter.nargs != 1 or getattr(parameter, "multiple", False)
+        by_name[parameter.name] = [value] if takes_many and not isinstance(value, list) else value
     return by_name
 
 
+def _names(parameter: click.Parameter) -> list[str]:
+    """What a file may call a parameter: its long flags first, then its Python name, all with dashes."""
+    flags = [flag[2:] for flag in parameter.opts if flag.startswith("--")]
+    return [*flags, str(parameter.name).replace("_", "-")]
+
+
 @click.group(cls=_LazyGroup, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
-@click.version_option(package_name="efficient-empathy", prog_name="ee-cli")
+@click.version_option(__version__, prog_name="ee-cli")
 def app() -> None:
     """Turn a few LLM judgements into a scorer cheap enough to rate every dialogue."""
 
@@ -101,9 +116,8 @@ def main() -> None:
     log.setLevel(logging.INFO)
     log.addHandler(logging.StreamHandler())  # stderr: results alone go to stdout
     try:
-        app(standalone_mode=False, auto_envvar_prefix="EE")
-    except click.exceptions.Exit as stop:
-        sys.exit(stop.exit_code)
+        # Outside of its standalone mode click hands back the code of ctx.exit(), and None where nothing exits.
+        sys.exit(app(standalone_mode=False, auto_envvar_prefix="EE") or 0)
     except click.Abort:
         click.echo("Stopped. Run the same command again to go on from here.", err=True)
         sys.exit(130)
@@ -111,9 +125,5 @@ def main() -> None:
         error.show()
         sys.exit(2)
     except EmpathyError as error:
-        click.echo(f"Error: {error}", err=True)
+        click.echo(f"Error: {' '.join(str(error).split())}", err=True)
         sys.exit(2)
-    except BrokenPipeError:
-        # The reader of our output went away, as `| head` does: nothing is wrong.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        sys.exit(0)

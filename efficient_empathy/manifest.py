@@ -103,7 +103,7 @@ def read_manifest(folder: Path, kind: str | None = None) -> dict[str, Any]:
     """Read a folder's manifest.
 
     Raises:
-        EmpathyError: there is no manifest, it is not JSON, or it is of another kind than asked for.
+        EmpathyError: there is no manifest, it is not JSON or not ours, or it is of another kind than asked for.
     """
     path = Path(folder) / MANIFEST
     try:
@@ -114,6 +114,9 @@ def read_manifest(folder: Path, kind: str | None = None) -> dict[str, Any]:
         ) from None
     except orjson.JSONDecodeError as error:
         raise EmpathyError(f"'{path}' is not valid JSON ({error}); write the folder again.") from error
+    fields = record if isinstance(record, dict) else {}
+    if not isinstance(fields.get("kind"), str) or not isinstance(fields.get("files"), dict):
+        raise EmpathyError(f"'{path}' is not a manifest of ee-cli: it names no kind of folder, or no files.")
     if kind is not None and record.get("kind") != kind:
         raise EmpathyError(
             f"'{folder}' is a folder of kind '{record.get('kind')}', but one of kind '{kind}' was expected."

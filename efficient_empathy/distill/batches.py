@@ -32,7 +32,8 @@ def split_by_conversation(
     sizes = dict.fromkeys(conversations, 0)
     for group in groups:
         sizes[group] += 1
-    wanted, taken, second = share * len(groups), 0, set()
+    wanted, taken = share * len(groups), 0
+    second: set[str] = set()
     for name in conversations[:-1]:
         if taken >= wanted and len(second) >= least:
             break
@@ -45,10 +46,9 @@ def split_by_conversation(
 class EncodedRows(Dataset[int]):
     """Row numbers; the collate function turns a batch of them into tensors, padded to the longest of that batch."""
 
-    def __init__(self, encoded: Encoded, targets: np.ndarray, weights: np.ndarray | None, pad: int):
+    def __init__(self, encoded: Encoded, targets: np.ndarray, pad: int):
         self.encoded = encoded
         self.targets = torch.from_numpy(np.asarray(targets, np.float32))
-        self.weights = torch.ones(len(targets)) if weights is None else torch.from_numpy(weights.astype(np.float32))
         self.pad = pad
 
     def __len__(self) -> int:
@@ -61,14 +61,13 @@ class EncodedRows(Dataset[int]):
         """These rows and some more after them."""
         starts = np.concatenate([self.encoded.response_starts, more.encoded.response_starts])
         encoded = Encoded([*self.encoded.ids, *more.encoded.ids], starts)
-        targets = torch.cat([self.targets, more.targets]).numpy()
-        return EncodedRows(encoded, targets, torch.cat([self.weights, more.weights]).numpy(), self.pad)
+        return EncodedRows(encoded, torch.cat([self.targets, more.targets]).numpy(), self.pad)
 
     def collate(self, rows: list[int]) -> Batch:
-        """Tensors of some rows: the encoder's inputs, ``targets`` (rows, d), ``weights`` (rows,), ``rows`` (rows,)."""
+        """Tensors of some rows: the encoder's inputs, ``targets`` (rows, points), ``rows`` (rows,)."""
         batch = {name: torch.from_numpy(array) for name, array in self.encoded.batch(rows, self.pad).items()}
         index = torch.tensor(rows)
-        return {**batch, "targets": self.targets[index], "weights": self.weights[index], "rows": index}
+        return {**batch, "targets": self.targets[index], "rows": index}
 
 
 class LikeLengths(Sampler[list[int]]):

@@ -11,7 +11,7 @@ from efficient_empathy.distill.training import mean_spearman
 
 @dataclass(frozen=True)
 class Calibration:
-    """``raw * slope + intercept``, one number a dimension each."""
+    """``expected * slope + intercept``, one number a dimension each."""
 
     slope: np.ndarray
     """Float (d,)."""
@@ -26,8 +26,8 @@ class Calibration:
 def fit_calibration(raw: np.ndarray, scores: np.ndarray) -> Calibration:
     """Match mean and spread of the outputs to the judge's.
 
-    Outputs trained by squared error crowd round the mean, and a fixed threshold would then call too few rows high or low;
-    with the judge's spread the subsets get about the judge's shares. Ranks do not change.
+    Expected scores crowd round the mean, and a fixed threshold would then call too few rows high or low; with the judge's
+    spread the subsets get about the judge's shares. Ranks do not change.
 
     Args:
         raw: outputs for rows not trained on, (n, d).

@@ -62,9 +62,11 @@ def _data(manifest: Mapping[str, Any]) -> str:
         f"- {labels['trained_on']} labelled examples trained on, {labels['held_out']} held out; no conversation is on both sides.",
         f"- Unlabelled examples: {manifest['pool']}.",
     ]
-    for key in ("judge", "sources", "cost_usd"):
-        if labels.get(key) is not None:
-            lines.append(f"- {key.replace('_', ' ')}: {labels[key]}")
+    if file := labels.get("file"):
+        lines.append(f"- Label file: `{file['name']}`, SHA-256 `{file['sha256']}`.")
+    if asked := labels.get("asked"):
+        cost = "not known" if asked["usd"] is None else f"{asked['usd']:.4f} dollars"
+        lines.append(f"- Judge: `{labels['judge']}`; cost of the labels: {cost}.")
     lines.append(
         "- The licence of the data and of the labels binds whoever passes this scorer on; it is not stated here."
     )

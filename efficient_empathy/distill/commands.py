@@ -131,7 +131,9 @@ def _rejected(rejected: dict[str, int]) -> list[str]:
 )
 @click.option("--backbone", default=DEFAULT_BACKBONE, show_default=True, help="minilm, a folder, or a Hub id.")
 @click.option("--epochs", type=click.IntRange(1, 100), default=None, help="Passes over the labels, at most.")
-@click.option("--max-tokens", type=click.IntRange(16, 8192), default=128, show_default=True, help="Longest input.")
+@click.option(
+    "--max-length", type=click.IntRange(16, 8192), default=128, show_default=True, help="Longest input, in tokens."
+)
 @click.option(
     "--holdout",
     type=click.FloatRange(0.05, 0.5),
@@ -171,5 +173,6 @@ def distill_command(**values: Any) -> None:
 
 def _distill_options(values: dict[str, Any]) -> DistillOptions:
     training = TrainingOptions() if values["epochs"] is None else TrainingOptions(epochs=values["epochs"])
-    names = ("backbone", "effort", "max_tokens", "holdout", "seed")
-    return DistillOptions(training=training, **{name: values[name] for name in names})
+    names = ("backbone", "effort", "holdout", "seed")
+    # --max-tokens is the judge's: the length of its answers.
+    return DistillOptions(training=training, max_tokens=values["max_length"], **{name: values[name] for name in names})

@@ -1,5 +1,6 @@
 """From a trained student to ONNX files, and the parity gate that each of them has to pass."""
 
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -54,7 +55,9 @@ def export_fp32(student: Student, path: Path) -> None:
     overrides = {"inputs": property(lambda _: inputs), "outputs": property(lambda _: {"scores": {0: "batch_size"}})}
     described = type("StudentOnnxConfig", (type(config),), overrides)(student.config)
     student.eval()
-    export_pytorch(student, described, opset=_OPSET, output=path)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # remarks on what tracing cannot follow; the parity gate finds what matters
+        export_pytorch(student, described, opset=_OPSET, output=path)
 
 
 def torch_scores(student: Student, encoded: Encoded, pad: int) -> np.ndarray:
@@ -62,19 +65,19 @@ def torch_scores(student: Student, encoded: Encoded, pad: int) -> np.ndarray:
     return _in_batches(student, student.forward, encoded, pad)
 
 
-def raw_outputs(student: Student, encoded: Encoded, pad: int) -> np.ndarray:
-    """Outputs before calibration by the torch model, float32 (n, d)."""
-    return _in_batches(student, student.raw, encoded, pad)
+def probabilities(student: Student, encoded: Encoded, pad: int) -> np.ndarray:
+    """Probabilities by the torch model that each example's scores are more than each point, float32 (n, points)."""
+    return _in_batches(student, student.probabilities, encoded, pad)
 
 
 def _in_batches(student: Student, run: Callable[..., torch.Tensor], encoded: Encoded, pad: int) -> np.ndarray:
     student.eval()
-    found = np.zeros((len(encoded.ids), student.head.out_features), np.float32)
+    found: dict[int, np.ndarray] = {}
     with torch.inference_mode():
         for rows in token_budget_batches(encoded.lengths, _MAX_BATCH_TOKENS):
             batch = {name: torch.from_numpy(array) for name, array in encoded.batch(rows, pad).items()}
-            found[rows] = run(**batch).numpy()
-    return found
+            found.update(zip(rows.tolist(), run(**batch).numpy(), strict=True))
+    return np.stack([found[row] for row in range(len(encoded.ids))])
 
 
 def onnx_scores(session: Any, encoded: Encoded, pad: int) -> np.ndarray:

@@ -15,7 +15,7 @@ from efficient_empathy.distill.labels import load_labelled
 from efficient_empathy.distill.options import JudgeOptions
 from efficient_empathy.distill.rubric import Rubric
 from efficient_empathy.distill.settings import DistillOptions
-from efficient_empathy.errors import EmpathyError
+from efficient_empathy.errors import EmpathyError, require
 from efficient_empathy.manifest import sha256_file
 from efficient_empathy.scorer.artifact import ScorerSpec
 
@@ -62,6 +62,7 @@ def distill_from_files(request: DistillRequest, progress: Callable[[Progress], N
     """
     if request.out.exists():
         raise EmpathyError(f"'{request.out}' is already there. Choose another folder with -o, or remove it first.")
+    require("torch", "distill", "training a scorer")
     from efficient_empathy.distill.pipeline import LabelledData, distill
 
     rubric = Rubric.load(request.rubric)
@@ -89,6 +90,6 @@ def _pool(request: DistillRequest, labelled: set[str]) -> list[Example]:
     plan = request.options.pool
     wanted = _GATE_EXAMPLES
     if request.options.effort == "high":
-        wanted = max(wanted, plan.adapt_examples + plan.pseudo_examples)
+        wanted += max(wanted, plan.rated_examples)
     examples = read_examples(request.dialogues, request.examples, Counter())
     return choose_examples((e for e in examples if e.digest not in labelled), wanted, request.options.seed)

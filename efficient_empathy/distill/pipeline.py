@@ -20,7 +20,7 @@ from efficient_empathy.distill.card import write_card
 from efficient_empathy.distill.measuring import decision_rule, measure
 from efficient_empathy.distill.quantise import Int8Parity, quantise
 from efficient_empathy.distill.rubric import Rubric
-from efficient_empathy.distill.settings import DistillOptions
+from efficient_empathy.distill.settings import DistillOptions, Effort
 from efficient_empathy.distill.students import TrainedStudent, train_normal
 from efficient_empathy.errors import EmpathyError
 from efficient_empathy.manifest import versions, write_manifest
@@ -28,8 +28,9 @@ from efficient_empathy.scorer.artifact import KIND, SPEC_FILE, TOKENIZER_FILE, S
 from efficient_empathy.scorer.encoding import Encoder
 
 _LEAST_LABELS = 40
-_GATE_POOL_ROWS = 1000
-_CALIBRATION_ROWS = 256
+GATE_ROWS = 1000
+"""Most pool examples that the exported files are compared on; they are not learnt from."""
+_CALIBRATION_ROWS = 192
 _FP32, _INT8 = "transformer.fp32.onnx", "transformer.int8.onnx"
 _PACKAGES = ("torch", "transformers", "optimum", "optimum-onnx", "lightning", "onnxruntime", "tokenizers", "numpy")
 _log = logging.getLogger(__name__)
@@ -76,7 +77,7 @@ def distill(data: LabelledData, rubric: Rubric, options: DistillOptions, out: Pa
     quality = measure(found, data.examples, data.scores, trained.training_rows, held, scales, backbone)
     scratch = _new_scratch(out)
     try:
-        parity, tiers = _export(trained, data, backbone, scales, scratch)
+        parity, tiers = _export(trained, data, backbone, scales, options, scratch)
         spec = ScorerSpec(
             dimensions=scales,
             encoding=backbone.encoding,
@@ -153,32 +154,48 @@ def _train(
     from efficient_empathy.distill.high_effort import train_high
 
     held_conversations = {groups[row] for row in held}
-    pool = [example for example in data.pool if example.dialogue_id not in held_conversations]
+    learnt, _ = _pool_parts(data, options.effort)
+    pool = [example for example in learnt if example.dialogue_id not in held_conversations]
     if not pool:
-        raise EmpathyError("--effort high: every unlabelled dialogue belongs to a held-out conversation; name more of them.")
+        raise EmpathyError(
+            "--effort high: every unlabelled dialogue belongs to a held-out conversation; name more of them."
+        )
     return train_high(data.examples, data.scores, rows, held, pool, scales, backbone, options, work_folder(out))
 
 
 def _export(
-    trained: TrainedStudent, data: LabelledData, backbone: Backbone, scales: tuple[Scale, ...], folder: Path
+    trained: TrainedStudent,
+    data: LabelledData,
+    backbone: Backbone,
+    scales: tuple[Scale, ...],
+    options: DistillOptions,
+    folder: Path,
 ) -> tuple[dict[str, Any], dict[str, str]]:
     backbone.tokenizer.save(str(folder / TOKENIZER_FILE))
     encoder = Encoder(backbone.tokenizer, backbone.encoding)
     pad = backbone.encoding.pad
-    checked = [*(data.examples[row] for row in trained.held_out), *_spread(data.pool, _GATE_POOL_ROWS)]
+    # Compared on rows that were not trained on: those lie further from the thresholds than others do.
+    checked = [*(data.examples[row] for row in trained.held_out), *_pool_parts(data, options.effort)[1]]
+    scaling = _spread([data.examples[row] for row in trained.training_rows], _CALIBRATION_ROWS)
     encoded = encoder.encode(checked)
     _log.info("exporting to ONNX and comparing %d rows", len(checked))
     export.export_fp32(trained.student, folder / _FP32)
     expected = export.torch_scores(trained.student, encoded, pad)
     fp32 = export.check_fp32(folder / _FP32, expected, encoded, pad)
-    calibration = encoder.encode(_spread([data.examples[row] for row in trained.training_rows], _CALIBRATION_ROWS))
-    int8 = quantise(folder / _FP32, folder / _INT8, encoded, pad, decision_rule(scales)[0], calibration)
+    int8 = quantise(folder / _FP32, folder / _INT8, encoded, pad, decision_rule(scales)[0], encoder.encode(scaling))
     tiers = {"fp32": _FP32}
     if int8.passed:
         tiers["int8"] = _INT8
     else:
         _log.warning("no int8 file: %s. The folder has fp32 only, which is slower on a CPU.", _why_not(int8))
     return {"fp32": asdict(fp32), "int8": {**asdict(int8), "passed": int8.passed}}, tiers
+
+
+def _pool_parts(data: LabelledData, effort: Effort) -> tuple[Sequence[Example], Sequence[Example]]:
+    """The part of the pool that may be learnt from, and the part that the exported files are compared on."""
+    pool = data.pool
+    compared = min(GATE_ROWS, len(pool) // 4 if effort == "high" else len(pool))
+    return pool[: len(pool) - compared], pool[len(pool) - compared :]
 
 
 def _spread(examples: Sequence[Example], count: int) -> list[Example]:

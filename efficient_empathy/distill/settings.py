@@ -19,7 +19,7 @@ class TrainingOptions:
     """Passes over the training rows at most, 1 to 100; the learning rate falls to 0 by the last one."""
     batch_size: int = 16
     """Rows a step, 1 to 4096."""
-    learning_rate: float = 1e-4
+    learning_rate: float = 2e-4
     """Peak rate of the encoder's top layer, over 0 and up to 0.1."""
     head_learning_rate: float = 1e-3
     """Peak rate of the linear layer on top, which starts from nothing."""
@@ -44,27 +44,21 @@ class TrainingOptions:
 class PoolOptions:
     """What ``--effort high`` does with the unlabelled dialogues."""
 
-    adapt_examples: int = 10_000
-    """Pool examples that the encoder is first trained on, with masked words to fill in; 0 skips this."""
-    adapt_learning_rate: float = 2e-4
-    """Peak rate of that training."""
     teachers: int = 3
     """Students trained from different seeds whose mean rates the pool, 1 to 20."""
-    pseudo_examples: int = 6_000
+    rated_examples: int = 4_000
     """Pool examples that the teachers rate for the final student."""
-    pseudo_epochs: int = 2
+    student_epochs: int = 2
     """Passes of the final student over the teachers' ratings and the judge's labels together."""
 
     def __post_init__(self) -> None:
-        _within("adapt_examples", self.adapt_examples, 0, 10_000_000)
-        _within("adapt_learning_rate", self.adapt_learning_rate, 1e-9, 0.1)
         _within("teachers", self.teachers, 1, 20)
-        _within("pseudo_examples", self.pseudo_examples, 0, 10_000_000)
-        _within("pseudo_epochs", self.pseudo_epochs, 1, 100)
+        _within("rated_examples", self.rated_examples, 1, 10_000_000)
+        _within("student_epochs", self.student_epochs, 1, 100)
 
     def student_training(self, training: TrainingOptions) -> TrainingOptions:
         """How the final student is tuned: as the teachers, for its own number of epochs."""
-        return replace(training, epochs=self.pseudo_epochs)
+        return replace(training, epochs=self.student_epochs)
 
 
 @dataclass(frozen=True)

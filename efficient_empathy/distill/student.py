@@ -2,39 +2,64 @@
 
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
 from efficient_empathy.scorer.artifact import Scale
 
 
+def exceedances(scores: np.ndarray, scales: tuple[Scale, ...]) -> np.ndarray:
+    """Scores as the answers to "is it more than k?", for each whole point k of each scale but its highest.
+
+    Args:
+        scores: on the judge's scale, (n, d).
+        scales: the dimensions.
+
+    Returns:
+        float32 (n, points), 0 or 1; in between for a score between two points. On the scale 0 to 10 a 3 is 1, 1, 1, 0, …
+    """
+    columns = [np.clip(scores[:, [d]] - np.arange(scale.low, scale.high), 0.0, 1.0) for d, scale in enumerate(scales)]
+    return np.concatenate(columns, axis=1).astype(np.float32)
+
+
 class Student(nn.Module):
-    """Encoder, the mean states of context and response side by side, one linear layer, then the judge's scale.
+    """Encoder, the mean states of context and response side by side, and a probability for each point of each scale.
 
-    All of it goes into the ONNX graph. Pooling the two apart lets the head weigh what was said against what it answers.
+    A score is the lowest point of its scale plus the probabilities that it is more than each point: the expected score
+    (ordinal regression by binary questions; Frank and Hall 2001). Pooling context and response apart lets the head weigh
+    what was said against what it answers. All of it goes into the ONNX graph.
 
-    In ``raw`` and ``forward`` the names' suffixes are B batch, T tokens, H hidden size, D dimensions.
+    The names' suffixes are B batch, T tokens, H hidden size, D dimensions, P points of all scales.
     """
 
     slope: Tensor
     intercept: Tensor
     low: Tensor
     high: Tensor
+    membership: Tensor
 
     def __init__(self, encoder: Any, dimensions: tuple[Scale, ...]):
         super().__init__()
         self.encoder = encoder
         self.config = encoder.config
         self.dropout = nn.Dropout(0.1)
-        self.head = nn.Linear(2 * encoder.config.hidden_size, len(dimensions))
+        low, high = ([getattr(scale, end) for scale in dimensions] for end in ("low", "high"))
+        points = [round(scale.high - scale.low) for scale in dimensions]
+        self.head = nn.Linear(2 * encoder.config.hidden_size, sum(points))
+        membership = torch.zeros(sum(points), len(dimensions))
+        membership[torch.arange(sum(points)), torch.arange(len(points)).repeat_interleave(torch.tensor(points))] = 1.0
+        self.register_buffer(
+            "membership", membership
+        )  # (points, dimensions), 1 where a point is of a dimension's scale
         self.register_buffer("slope", torch.ones(len(dimensions)))
         self.register_buffer("intercept", torch.zeros(len(dimensions)))
-        self.register_buffer("low", torch.tensor([dimension.low for dimension in dimensions], dtype=torch.float32))
-        self.register_buffer("high", torch.tensor([dimension.high for dimension in dimensions], dtype=torch.float32))
+        self.register_buffer("low", torch.tensor(low, dtype=torch.float32))
+        self.register_buffer("high", torch.tensor(high, dtype=torch.float32))
         self._has_segments = getattr(encoder.config, "type_vocab_size", 0) > 1
 
-    def raw(self, input_ids: Tensor, attention_mask: Tensor, token_type_ids: Tensor) -> Tensor:
-        """Standardised outputs before calibration, (batch, dimensions): what the loss is taken on.
+    def logits(self, input_ids: Tensor, attention_mask: Tensor, token_type_ids: Tensor) -> Tensor:
+        """Log-odds that the score is more than each point, (batch, points): what the loss is taken on.
 
         ``token_type_ids`` is 0 in the context and 1 in the response, also for encoders that have no such input.
         """
@@ -47,13 +72,28 @@ class Student(nn.Module):
         pooled_B2H = torch.cat([_mean(hidden_BTH, context_BT), _mean(hidden_BTH, response_BT)], 1)
         return self.head(self.dropout(pooled_B2H))
 
+    def probabilities(self, input_ids: Tensor, attention_mask: Tensor, token_type_ids: Tensor) -> Tensor:
+        """Probability that the score is more than each point, (batch, points)."""
+        return torch.sigmoid(self.logits(input_ids, attention_mask, token_type_ids))
+
+    def expected(self, probabilities_BP: Tensor) -> Tensor:
+        """Expected scores before calibration, (batch, dimensions)."""
+        return probabilities_BP @ self.membership + self.low
+
     def forward(self, input_ids: Tensor, attention_mask: Tensor, token_type_ids: Tensor) -> Tensor:
         """Scores on the judge's scale, (batch, dimensions), within its ends."""
-        scores_BD = self.raw(input_ids, attention_mask, token_type_ids) * self.slope + self.intercept
+        expected_BD = self.expected(self.probabilities(input_ids, attention_mask, token_type_ids))
+        scores_BD = expected_BD * self.slope + self.intercept
         return torch.minimum(torch.maximum(scores_BD, self.low), self.high)
 
+    def start_head_at(self, shares: np.ndarray) -> None:
+        """Let the head begin by giving every row the shares of the training rows, (points,): an ordinary first guess."""
+        odds = torch.from_numpy(np.clip(shares, 0.005, 0.995)).float()
+        with torch.no_grad():
+            self.head.bias.copy_(torch.logit(odds))
+
     def set_calibration(self, slope: Tensor, intercept: Tensor) -> None:
-        """Set how raw outputs become scores: ``raw * slope + intercept``, one number a dimension each."""
+        """Set how expected scores become final ones: ``expected * slope + intercept``, one number a dimension each."""
         self.slope.copy_(slope)
         self.intercept.copy_(intercept)
 

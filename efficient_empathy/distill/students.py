@@ -11,7 +11,7 @@ from efficient_empathy.dialogues.types import Example
 from efficient_empathy.distill.backbone import Backbone, load_encoder
 from efficient_empathy.distill.batches import EncodedRows
 from efficient_empathy.distill.settings import DistillOptions
-from efficient_empathy.distill.student import Student
+from efficient_empathy.distill.student import Student, exceedances
 from efficient_empathy.distill.training import choose_precision, train_student
 from efficient_empathy.scorer.artifact import Scale
 from efficient_empathy.scorer.encoding import Encoder
@@ -27,7 +27,7 @@ class TrainedStudent:
     held_out: np.ndarray
     """Indices of the labelled rows that it never learnt from."""
     outputs: list[np.ndarray]
-    """Raw outputs for the held-out rows after each epoch, each (n, d)."""
+    """Expected scores of the held-out rows after each epoch, before calibration, each (n, d)."""
     best_epoch: int
     facts: Mapping[str, Any] = field(default_factory=dict)
     """What the manifest says of the training."""
@@ -44,12 +44,6 @@ def new_student(backbone: Backbone, scales: tuple[Scale, ...], dropout: float, s
         elif isinstance(getattr(module, "dropout_prob", None), float):
             module.dropout_prob = 0.0  # fused attention takes its share from here, not from its Dropout
     return Student(encoder, scales)
-
-
-def standardised(scores: np.ndarray, rows: np.ndarray) -> np.ndarray:
-    """All scores, (n, d), with the mean and spread of the training rows taken out."""
-    mean, spread = scores[rows].mean(0), scores[rows].std(0)
-    return (scores - mean) / np.where(spread > 0, spread, 1.0)
 
 
 def train_normal(
@@ -73,10 +67,10 @@ def train_normal(
         options: how to train.
     """
     encoder = Encoder(backbone.tokenizer, backbone.encoding)
-    targets = standardised(scores, rows)
+    targets = exceedances(scores, scales)
     pad = backbone.encoding.pad
-    training = EncodedRows(encoder.encode([examples[row] for row in rows]), targets[rows], None, pad)
-    validation = EncodedRows(encoder.encode([examples[row] for row in held]), targets[held], None, pad)
+    training = EncodedRows(encoder.encode([examples[row] for row in rows]), targets[rows], pad)
+    validation = EncodedRows(encoder.encode([examples[row] for row in held]), targets[held], pad)
     student = new_student(backbone, scales, options.training.dropout, options.seed)
     trained = train_student(student, training, validation, options.training, options.seed)
     facts = {"epochs": len(trained.outputs), "best_epoch": trained.best_epoch + 1, "precision": choose_precision()}

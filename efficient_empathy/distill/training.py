@@ -1,5 +1,6 @@
 """Training one student on targets: from encoded rows to tuned weights and its outputs on the validation rows."""
 
+import gc
 import logging
 import warnings
 from collections.abc import Iterator
@@ -25,7 +26,7 @@ class Trained:
     """What training gave."""
 
     outputs: list[np.ndarray]
-    """Raw outputs for the validation rows after each epoch, each float32 (n, d); empty without such rows."""
+    """Expected scores of the validation rows after each epoch, each float32 (n, d); empty without such rows."""
     best_epoch: int
     """Index of the epoch whose weights the student now has."""
 
@@ -33,15 +34,15 @@ class Trained:
 class _KeepBest(L.Callback):
     """Keeps the weights of the epoch with the highest mean Spearman on the validation rows; stops when it no longer rises."""
 
-    def __init__(self, targets: np.ndarray, patience: int):
-        self.targets, self.patience = targets, patience
+    def __init__(self, scores: np.ndarray, patience: int):
+        self.scores, self.patience = scores, patience
         self.figures: list[float] = []
         self.best: dict[str, torch.Tensor] = {}
 
     def on_validation_end(self, trainer: L.Trainer, module: L.LightningModule) -> None:
         # Not on_validation_epoch_end: callbacks hear of that before the module has set its outputs aside.
         assert isinstance(module, StudentModule)  # noqa: S101 - narrows the type for the checker
-        self.figures.append(mean_spearman(module.epochs[-1], self.targets))
+        self.figures.append(mean_spearman(module.epochs[-1], self.scores))
         _log.info("epoch %d: mean Spearman %.3f on the validation rows", len(self.figures), self.figures[-1])
         if int(np.argmax(self.figures)) == len(self.figures) - 1:
             self.best = {name: value.detach().clone() for name, value in module.student.state_dict().items()}
@@ -61,16 +62,17 @@ def train_student(
 
     Args:
         student: the model; afterwards it has the weights of its best epoch, or of the last one without validation rows.
-        rows: what it learns from; targets are standardised scores.
+        rows: what it learns from; targets are ``exceedances`` or probabilities of the same kind.
         validation: rows that choose the epoch; None trains all epochs.
         options: epochs, rates and the like.
         seed: of the order of rows and of dropout.
         what: names this training in progress lines.
     """
+    student.start_head_at(rows.targets.mean(0).numpy())
     module = StudentModule(student, options)
     callbacks: list[L.Callback] = [Progress(what)]
     if validation is not None:
-        keep = _KeepBest(validation.targets.numpy(), options.patience)
+        keep = _KeepBest(student.expected(validation.targets).numpy(), options.patience)
         callbacks.append(keep)
     loader = training_loader(rows, options.batch_size, seed)
     checks = None if validation is None else ordered_loader(validation, 64)
@@ -102,6 +104,9 @@ def fit_quietly(
             num_sanity_val_steps=0,
         )
         trainer.fit(module, loader, validation)
+    # Trainer and module hold one another, and with them gradients and optimiser state worth several models.
+    trainer = None
+    gc.collect()
 
 
 def mean_spearman(found: np.ndarray, expected: np.ndarray) -> float:

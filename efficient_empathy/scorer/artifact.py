@@ -66,7 +66,9 @@ def read_artifact(folder: Path) -> tuple[ScorerSpec, str]:
     folder = Path(folder)
     if not folder.is_dir():
         raise EmpathyError(f"there is no scorer folder '{folder}'. Make one with: ee-cli distill … -o {folder}")
-    read_manifest(folder, KIND)
+    hashed = read_manifest(folder, KIND).get("files", {})
+    if SPEC_FILE not in hashed:
+        raise EmpathyError(f"the manifest of '{folder}' does not vouch for {SPEC_FILE}. Copy or distil it again.")
     if problems := changed_files(folder):
         raise EmpathyError(
             f"the scorer folder '{folder}' is not as it was written: {'; '.join(problems)}. Copy or distil it again."
@@ -78,4 +80,10 @@ def read_artifact(folder: Path) -> tuple[ScorerSpec, str]:
         )
     record["dimensions"] = tuple(Scale(**dimension) for dimension in record["dimensions"])
     record["encoding"] = spec_from_json(record["encoding"])
-    return ScorerSpec(**record), sha256_file(folder / MANIFEST)
+    spec = ScorerSpec(**record)
+    needed = {TOKENIZER_FILE, *(name for files in spec.tiers.values() for name in files.values())}
+    if unhashed := sorted(needed - set(hashed)):
+        raise EmpathyError(
+            f"the manifest of '{folder}' does not vouch for {', '.join(unhashed)}. Copy or distil it again."
+        )
+    return spec, sha256_file(folder / MANIFEST)

@@ -1,0 +1,170 @@
+"""What is installed, which devices there are, and what is broken."""
+
+import importlib.metadata
+import importlib.util
+import os
+import platform
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from efficient_empathy.errors import EmpathyError
+
+PACKAGE = "efficient-empathy"
+_PURPOSES = {
+    "base": "reading dialogues, policies",
+    "cpu": "scoring and filtering on the CPU",
+    "gpu": "scoring and filtering on a GPU",
+    "distill": "judging and training scorers",
+    "llama": "GGUF models as judges",
+    "dev": "tests and checks",
+}
+_RIVALS = (("onnxruntime", ("onnxruntime", "onnxruntime-gpu")), ("faiss", ("faiss-cpu", "faiss-gpu", "faiss-gpu-cu12")))
+"""Module names that several distributions fill; of each group one may be installed."""
+_MALICIOUS = {"lightning": ("2.6.2", "2.6.3"), "pytorch-lightning": ("2.6.2", "2.6.3")}
+"""Advisory GHSA-w37p-236h-pfx3 of Lightning AI."""
+
+
+def installed_version(name: str) -> str | None:
+    """Version of an installed distribution, or None."""
+    try:
+        return importlib.metadata.version(name)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+def extras(requirements: Sequence[str]) -> dict[str, dict[str, Any]]:
+    """What of each extra is installed.
+
+    Args:
+        requirements: as the metadata of an installed package lists them, e.g. ``torch<3,>=2.6; extra == "distill"``.
+
+    Returns:
+        For each extra, and for what is always needed (``base``): ``purpose``, ``packages`` (name to version, None where
+        absent), ``state`` (``present``, ``part`` or ``absent``) and ``mend``, the command that installs what is missing,
+        None where nothing is.
+    """
+    packages: dict[str, dict[str, str | None]] = {}
+    for requirement in requirements:
+        name = re.split(r"[^A-Za-z0-9._-]", requirement, maxsplit=1)[0]
+        extra = re.search(r"extra\s*==\s*['\"]([^'\"]+)['\"]", requirement)
+        packages.setdefault(extra[1] if extra else "base", {})[name] = installed_version(name)
+    return {extra: _extra_facts(extra, found) for extra, found in packages.items()}
+
+
+def _extra_facts(extra: str, packages: dict[str, str | None]) -> dict[str, Any]:
+    missing = sum(version is None for version in packages.values())
+    state = "present" if not missing else "absent" if missing == len(packages) else "part"
+    mend = f"pip install '{PACKAGE}[{extra}]'" if extra != "base" else f"pip install {PACKAGE}"
+    return {
+        "purpose": _PURPOSES.get(extra, ""),
+        "state": state,
+        "packages": packages,
+        "mend": mend if missing else None,
+    }
+
+
+def problems(check_backbone: bool = False) -> list[dict[str, str]]:
+    """What is broken here: ``what`` is wrong, and how to ``mend`` it.
+
+    Args:
+        check_backbone: also load the default backbone's tokenizer and verify the hash of its weights, which takes seconds.
+    """
+    found = []
+    for module, names in _RIVALS:
+        here = [name for name in names if installed_version(name) is not None]
+        if len(here) > 1:
+            found.append(
+                {
+                    "what": f"{' and '.join(here)} are both installed; they write the same files of '{module}' and break "
+                    "each other",
+                    "mend": f"pip uninstall -y {' '.join(here)}, then pip install '{PACKAGE}[cpu]' or '{PACKAGE}[gpu]', "
+                    "one of the two",
+                }
+            )
+    for name, versions in _MALICIOUS.items():
+        if (version := installed_version(name)) in versions:
+            found.append(
+                {
+                    "what": f"{name} {version} is a malicious upload that steals credentials when it is imported",
+                    "mend": f"pip uninstall -y {name}, change every key that this machine could read, then "
+                    f"pip install '{PACKAGE}[distill]'",
+                }
+            )
+    if error := _onnxruntime().get("error"):
+        found.append(
+            {
+                "what": f"onnxruntime is installed but cannot be used: {error}",
+                "mend": f"pip install --force-reinstall onnxruntime, or the [gpu] extra of {PACKAGE}",
+            }
+        )
+    if check_backbone and (message := _backbone_problem()):
+        found.append({"what": message, "mend": f"pip install --force-reinstall '{PACKAGE}[distill]'"})
+    return found
+
+
+def environment() -> dict[str, Any]:
+    """Python, machine, extras, ONNX Runtime's providers and torch's devices."""
+    try:
+        requirements = importlib.metadata.requires(PACKAGE) or []
+    except importlib.metadata.PackageNotFoundError:
+        requirements = []
+    return {
+        "version": installed_version(PACKAGE),
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+        "memory_gib": _memory_gib(),
+        "extras": extras(requirements),
+        "onnxruntime": _onnxruntime(),
+        "torch": _torch(),
+    }
+
+
+def _memory_gib() -> float | None:
+    try:
+        size = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    except (AttributeError, ValueError, OSError):  # not on this system
+        return None
+    limit = Path("/sys/fs/cgroup/memory.max")  # a container may be granted less than the machine has
+    text = limit.read_text().strip() if limit.is_file() else ""
+    return round(min(size, int(text) if text.isdigit() else size) / 2**30, 1)
+
+
+def _onnxruntime() -> dict[str, Any]:
+    if importlib.util.find_spec("onnxruntime") is None:
+        return {"version": None}
+    try:
+        import onnxruntime
+
+        return {"version": onnxruntime.__version__, "providers": onnxruntime.get_available_providers()}
+    except (ImportError, OSError, AttributeError) as error:  # a half-removed build leaves a hollow module behind
+        return {"version": None, "error": str(error)}
+
+
+def _torch() -> dict[str, Any]:
+    if importlib.util.find_spec("torch") is None:
+        return {"version": None}
+    import torch
+
+    able = torch.cpu.get_capabilities() if hasattr(torch.cpu, "get_capabilities") else {}
+    cuda = torch.cuda.is_available()
+    return {
+        "version": str(torch.__version__),
+        "threads": torch.get_num_threads(),
+        "cuda": torch.cuda.get_device_name() if cuda else None,
+        "bf16_cpu": bool(able.get("avx512_bf16") or able.get("amx_bf16")),
+        "bf16_cuda": bool(cuda and torch.cuda.is_bf16_supported()),
+    }
+
+
+def _backbone_problem() -> str | None:
+    from efficient_empathy.distill.backbone import open_backbone
+    from efficient_empathy.distill.settings import DEFAULT_BACKBONE
+
+    try:
+        open_backbone(DEFAULT_BACKBONE, max_tokens=128)
+    except EmpathyError as error:
+        return str(error)
+    return None

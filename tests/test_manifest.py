@@ -1,0 +1,106 @@
+"""Hashes and atomic writes: what is on the disk is the old content or the new, never a part."""
+
+import hashlib
+
+import numpy as np
+import orjson
+import pytest
+
+from efficient_empathy.errors import EmpathyError
+from efficient_empathy.manifest import (
+    atomic_open,
+    canonical_json,
+    changed_files,
+    file_hashes,
+    pretty_json,
+    read_manifest,
+    sha256_bytes,
+    sha256_file,
+    versions,
+    write_atomic,
+    write_manifest,
+)
+
+ABC = "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"  # SHA-256 of "abc", FIPS 180-2, appendix B.1
+
+
+def test_hashes_are_sha256(tmp_path):
+    (tmp_path / "abc").write_bytes(b"abc")
+    large = bytes(range(256)) * 8192 + b"!"  # 2 MiB and a byte: read in three pieces
+    (tmp_path / "large").write_bytes(large)
+    assert sha256_bytes(b"abc") == sha256_file(tmp_path / "abc") == ABC
+    assert sha256_file(tmp_path / "large") == hashlib.sha256(large).hexdigest()
+    assert list(file_hashes(tmp_path, ["large", "abc"])) == ["abc", "large"]
+
+
+def test_equal_values_have_equal_canonical_bytes():
+    assert canonical_json({"b": 1, "a": [1.5, "é"]}) == canonical_json({"a": [1.5, "é"], "b": 1})
+    assert canonical_json({"a": np.float32(0.5)}) == b'{"a":0.5}'
+    assert pretty_json({"b": 1, "a": 2}) == b'{\n  "b": 1,\n  "a": 2\n}\n'
+
+
+def test_a_write_that_fails_leaves_the_old_file_and_nothing_else(tmp_path):
+    path = tmp_path / "new" / "file"
+    write_atomic(path, b"old")
+    with pytest.raises(RuntimeError, match="stopped"), atomic_open(path) as file:  # noqa: PT012 - the write is the point
+        file.write(b"half of the n")
+        raise RuntimeError("stopped")
+    assert path.read_bytes() == b"old"
+    assert [p.name for p in path.parent.iterdir()] == ["file"]
+    write_atomic(path, b"new")
+    assert path.read_bytes() == b"new"
+    assert path.stat().st_mode & 0o777 == 0o644
+
+
+def test_a_folder_that_cannot_be_written_to_is_named(tmp_path):
+    (tmp_path / "file").write_text("in the way")
+    with pytest.raises(EmpathyError, match=r"cannot write to .*file.*Choose another output folder"):
+        write_atomic(tmp_path / "file" / "x", b"")
+
+
+def test_the_manifest_is_the_same_for_the_same_work_and_finds_changes(tmp_path):
+    for name in ("one", "two"):
+        (tmp_path / name).mkdir()
+        write_atomic(tmp_path / name / "abc", b"abc")
+        write_manifest(tmp_path / name, "scorer", {"seed": 0}, ["abc"])
+    first = tmp_path / "one"
+    assert (first / "manifest.json").read_bytes() == (tmp_path / "two" / "manifest.json").read_bytes()
+    expected = {"kind": "scorer", "format": 1, "seed": 0, "files": {"abc": ABC}}
+    assert read_manifest(first) == read_manifest(first, "scorer") == expected
+    assert changed_files(first) == []
+    (first / "abc").write_bytes(b"abd")
+    (problem,) = changed_files(first)
+    assert problem.startswith("'abc' has changed")
+    assert ABC[:12] in problem
+    (first / "abc").unlink()
+    assert changed_files(first) == ["'abc' is missing"]
+
+
+def test_a_manifest_that_cannot_be_used_is_refused(tmp_path):
+    with pytest.raises(EmpathyError, match="not a folder written by ee-cli, or the run that wrote it did not finish"):
+        read_manifest(tmp_path)
+    (tmp_path / "file").write_text("")
+    with pytest.raises(EmpathyError, match="has no manifest"):
+        read_manifest(tmp_path / "file")
+    (tmp_path / "manifest.json").write_text("{")
+    with pytest.raises(EmpathyError, match="not valid JSON"):
+        read_manifest(tmp_path)
+    (tmp_path / "manifest.json").write_bytes(orjson.dumps({"kind": "subsets", "files": {}}))
+    with pytest.raises(EmpathyError, match="kind 'subsets', but one of kind 'scorer'"):
+        read_manifest(tmp_path, "scorer")
+
+
+@pytest.mark.parametrize(
+    "content", ["[]", '{"kind": "scorer"}', '{"files": {}}', '{"kind": "scorer", "files": []}', "\ud800"]
+)
+def test_json_that_is_no_manifest_is_refused(tmp_path, content):
+    (tmp_path / "manifest.json").write_bytes(content.encode("utf-8", "surrogatepass"))
+    with pytest.raises(EmpathyError, match=r"manifest\.json"):
+        read_manifest(tmp_path)
+
+
+def test_versions_leave_out_what_is_absent():
+    found = versions("click", "surely-not-installed")
+    assert found["click"].startswith("8.")
+    assert "surely-not-installed" not in found
+    assert set(found) >= {"python", "click"}
