@@ -60,8 +60,9 @@ def _data(manifest: Mapping[str, Any]) -> str:
     lines = [
         "## Training data\n",
         f"- {labels['trained_on']} labelled examples trained on, {labels['held_out']} held out; no conversation is on both sides.",
-        f"- Unlabelled examples: {manifest['pool']}.",
     ]
+    if rated := manifest["training"].get("rated_pool_examples"):
+        lines.append(f"- {rated} unlabelled examples, rated by {manifest['training']['teachers']} teachers.")
     if file := labels.get("file"):
         lines.append(f"- Label file: `{file['name']}`, SHA-256 `{file['sha256']}`.")
     if asked := labels.get("asked"):

@@ -8,8 +8,9 @@ Each teacher's ratings are kept in ``OUT.work/`` until the scorer folder is ther
 teacher at most.
 """
 
+import hashlib
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 
@@ -21,21 +22,17 @@ from efficient_empathy.distill.batches import EncodedRows
 from efficient_empathy.distill.export import probabilities
 from efficient_empathy.distill.settings import DistillOptions
 from efficient_empathy.distill.stages import Stages
-from efficient_empathy.distill.student import exceedances
-from efficient_empathy.distill.students import TrainedStudent, new_student
+from efficient_empathy.distill.students import Split, TrainedStudent, new_student
 from efficient_empathy.distill.training import choose_precision, train_student
-from efficient_empathy.manifest import canonical_json, sha256_bytes, versions
+from efficient_empathy.manifest import versions
 from efficient_empathy.scorer.artifact import Scale
-from efficient_empathy.scorer.encoding import Encoder
+from efficient_empathy.scorer.encoding import Encoded, Encoder
 
 _log = logging.getLogger(__name__)
 
 
 def train_high(
-    examples: Sequence[Example],
-    scores: np.ndarray,
-    rows: np.ndarray,
-    held: np.ndarray,
+    split: Split,
     pool: Sequence[Example],
     scales: tuple[Scale, ...],
     backbone: Backbone,
@@ -45,52 +42,69 @@ def train_high(
     """Train a student with the help of a pool.
 
     Args:
-        examples: all labelled examples.
-        scores: the judge's scores, (n, d).
-        rows: indices to train on.
-        held: indices held out; neither teachers nor student learn from them.
+        split: the labelled examples; neither teachers nor student learn from those held out.
         pool: unlabelled examples, none from a held-out conversation.
         scales: the dimensions.
         backbone: the encoder to start from.
         options: how to train.
         work: folder of finished stages.
     """
-    stages = Stages(work, versions("torch", "transformers"))
-    encoder = Encoder(backbone.tokenizer, backbone.encoding)
-    pad, plan = backbone.encoding.pad, options.pool
-    targets = exceedances(scores, scales)
-    labelled = EncodedRows(encoder.encode([examples[row] for row in rows]), targets[rows], pad)
-    validation = EncodedRows(encoder.encode([examples[row] for row in held]), targets[held], pad)
+    labelled, validation = split.encode(scales, backbone)
+    plan, training = options.pool, options.training
     drawn = np.random.default_rng(options.seed).permutation(len(pool))[: plan.rated_examples]
-    rated = encoder.encode([pool[index] for index in drawn])
-    depends = {
-        "labels": sha256_bytes(labelled.targets.numpy().tobytes()),
-        "texts": sha256_bytes(canonical_json([examples[row].digest for row in rows])),
-        "pool": sha256_bytes(canonical_json([example.digest for example in pool])),
-        "options": asdict(options),
-    }
-
-    def ratings_of(seed: int) -> np.ndarray:
-        def rate() -> np.ndarray:
-            name = f"teacher {seed - options.seed} of {plan.teachers}"
-            teacher = new_student(backbone, scales, options.training.dropout, seed)
-            train_student(teacher, labelled, None, options.training, seed, name)
-            _log.info("%s rates %d pool examples", name, len(rated.ids))
-            return probabilities(teacher, rated, pad)
-
-        return stages.array(f"ratings-{seed}", depends, rate)
-
-    seeds = range(options.seed + 1, options.seed + 1 + plan.teachers)
-    ratings = np.mean([ratings_of(seed) for seed in seeds], axis=0)
-
-    student = new_student(backbone, scales, options.training.dropout, options.seed)
-    both = labelled.with_rows(EncodedRows(rated, ratings, pad))
-    trained = train_student(student, both, validation, plan.student_training(options.training), options.seed, "student")
+    chosen = [pool[index] for index in drawn]
+    rated = Encoder(backbone.tokenizer, backbone.encoding).encode(chosen)
+    ratings = _mean_ratings(labelled, rated, scales, backbone, options, work)
+    student = new_student(backbone, scales, training.dropout, options.seed)
+    both = labelled.with_rows(EncodedRows(rated, ratings, labelled.pad))
+    trained = train_student(student, both, validation, plan.student_training(training), options.seed, "student")
     facts = {
         "epochs": len(trained.outputs),
         "best_epoch": trained.best_epoch + 1,
         "precision": choose_precision(),
         "teachers": plan.teachers,
-        "rated_pool_examples": len(rated.ids),
+        "rated_pool_examples": len(chosen),
     }
-    return TrainedStudent(student, rows, held, trained.outputs, trained.best_epoch, facts)
+    return TrainedStudent(student, split, trained.outputs, trained.best_epoch, facts)
+
+
+def _mean_ratings(
+    labelled: EncodedRows,
+    rated: Encoded,
+    scales: tuple[Scale, ...],
+    backbone: Backbone,
+    options: DistillOptions,
+    work: Path,
+) -> np.ndarray:
+    """The teachers' mean probabilities for some encoded examples, float32 (n, points)."""
+    teachers, training = options.pool.teachers, options.training
+    stages = Stages(work, versions("torch", "transformers"))
+
+    def ratings_of(seed: int) -> np.ndarray:
+        teacher = new_student(backbone, scales, training.dropout, seed)
+        name = f"teacher {seed - options.seed} of {teachers}"
+
+        def rate() -> np.ndarray:
+            train_student(teacher, labelled, None, training, seed, name)
+            _log.info("%s rates %d pool examples", name, len(rated.ids))
+            return probabilities(teacher, rated, labelled.pad)
+
+        depends = {
+            "start": _digest(teacher.state_dict()[key].numpy() for key in sorted(teacher.state_dict())),
+            "labels": _digest([*labelled.encoded.ids, labelled.targets.numpy()]),
+            "rated": _digest(rated.ids),
+            "training": asdict(training),
+        }
+        return stages.array(f"ratings-{seed}", depends, rate)
+
+    seeds = range(options.seed + 1, options.seed + 1 + teachers)
+    return np.mean([ratings_of(seed) for seed in seeds], axis=0)
+
+
+def _digest(arrays: Iterable[np.ndarray]) -> str:
+    """SHA-256 over arrays with their shapes."""
+    found = hashlib.sha256()
+    for array in arrays:
+        found.update(str(array.shape).encode())
+        found.update(np.ascontiguousarray(array).tobytes())
+    return found.hexdigest()

@@ -11,6 +11,7 @@ from efficient_empathy.dialogues.types import Example
 from efficient_empathy.distill.backbone import Backbone, load_encoder
 from efficient_empathy.distill.baselines import mean_scores, ridge, tfidf_ridge
 from efficient_empathy.distill.quality import Judged, agreement
+from efficient_empathy.distill.students import Split
 from efficient_empathy.scorer.artifact import Scale
 from efficient_empathy.scorer.batching import token_budget_batches
 from efficient_empathy.scorer.encoding import Encoder
@@ -37,26 +38,16 @@ def decision_rule(scales: tuple[Scale, ...]) -> tuple[Decide, int, str]:
     return (lambda scores: ((scores > middles) * bits).sum(1)), 1 << len(scales), "above or below each scale's middle"
 
 
-def measure(
-    found: np.ndarray,
-    examples: Sequence[Example],
-    scores: np.ndarray,
-    rows: np.ndarray,
-    held: np.ndarray,
-    scales: tuple[Scale, ...],
-    backbone: Backbone,
-) -> dict[str, Any]:
+def measure(found: np.ndarray, split: Split, scales: tuple[Scale, ...], backbone: Backbone) -> dict[str, Any]:
     """Agreement with the judge on the held-out rows, of the scorer and of three baselines fitted on the same rows.
 
     Args:
-        found: the scorer's scores of the held-out rows, (len(held), d).
-        examples: all labelled examples.
-        scores: the judge's scores of all, (n, d).
-        rows: indices that were trained on.
-        held: indices that were held out.
+        found: the scorer's scores of the held-out rows, (held-out rows, d).
+        split: the labelled examples.
         scales: the dimensions.
         backbone: for the frozen encoder with a linear head.
     """
+    examples, scores, rows, held = split.examples, split.scores, split.rows, split.held_out
     decide, classes, rule = decision_rule(scales)
     judged = Judged(scores[held], [examples[row].dialogue_id for row in held], scales, decide, classes)
     train, test = [examples[row] for row in rows], [examples[row] for row in held]

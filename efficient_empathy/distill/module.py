@@ -75,8 +75,8 @@ def warmup_then_linear(steps: int) -> Any:
 def parameter_groups(student: Student, options: TrainingOptions) -> list[dict[str, Any]]:
     """The trainable parameters with their rates: the head fastest, each encoder layer slower than the one above.
 
-    Word embeddings stay as they are: with few labels most words are never seen, and their optimiser state costs as much
-    as the rest of the model.
+    The embeddings stay as they are: with few labels most words are never seen, and the optimiser state of their vectors
+    would cost as much as the rest of the model.
     """
     embeddings = getattr(student.encoder, "embeddings", None)
     if embeddings is not None:

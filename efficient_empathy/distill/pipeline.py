@@ -21,7 +21,7 @@ from efficient_empathy.distill.measuring import decision_rule, measure
 from efficient_empathy.distill.quantise import Int8Parity, quantise
 from efficient_empathy.distill.rubric import Rubric
 from efficient_empathy.distill.settings import DistillOptions, Effort
-from efficient_empathy.distill.students import TrainedStudent, train_normal
+from efficient_empathy.distill.students import Split, TrainedStudent, train_normal
 from efficient_empathy.errors import EmpathyError
 from efficient_empathy.manifest import versions, write_manifest
 from efficient_empathy.scorer.artifact import KIND, SPEC_FILE, TOKENIZER_FILE, Scale, ScorerSpec, write_spec
@@ -68,13 +68,12 @@ def distill(data: LabelledData, rubric: Rubric, options: DistillOptions, out: Pa
     scales = tuple(Scale(d.name, float(d.low), float(d.high)) for d in rubric.dimensions)
     backbone = open_backbone(options.backbone, options.max_tokens)
     trained = _train(data, scales, backbone, options, out)
-    student, held = trained.student, trained.held_out
-    raw, scores = trained.outputs[trained.best_epoch], data.scores[held]
-    calibration = fit_calibration(raw, scores)
-    student.set_calibration(torch.from_numpy(calibration.slope), torch.from_numpy(calibration.intercept))
-    groups = [data.examples[row].dialogue_id for row in held]
+    split, scores = trained.split, data.scores[trained.split.held_out]
+    calibration = fit_calibration(trained.outputs[trained.best_epoch], scores)
+    trained.student.set_calibration(torch.from_numpy(calibration.slope), torch.from_numpy(calibration.intercept))
+    groups = [data.examples[row].dialogue_id for row in split.held_out]
     found = cross_fitted(trained.outputs, scores, groups, options.seed)
-    quality = measure(found, data.examples, data.scores, trained.training_rows, held, scales, backbone)
+    quality = measure(found, split, scales, backbone)
     scratch = _new_scratch(out)
     try:
         parity, tiers = _export(trained, data, backbone, scales, options, scratch)
@@ -149,8 +148,9 @@ def _train(
             "of them and none is split. Label examples of more conversations, or try another --seed."
         )
     _log.info("%d labels: %d to train on, %d held out, by conversation", len(groups), len(rows), len(held))
+    split = Split(data.examples, data.scores, rows, held)
     if options.effort == "normal":
-        return train_normal(data.examples, data.scores, rows, held, scales, backbone, options)
+        return train_normal(split, scales, backbone, options)
     from efficient_empathy.distill.high_effort import train_high
 
     held_conversations = {groups[row] for row in held}
@@ -160,7 +160,7 @@ def _train(
         raise EmpathyError(
             "--effort high: every unlabelled dialogue belongs to a held-out conversation; name more of them."
         )
-    return train_high(data.examples, data.scores, rows, held, pool, scales, backbone, options, work_folder(out))
+    return train_high(split, pool, scales, backbone, options, work_folder(out))
 
 
 def _export(
@@ -175,8 +175,8 @@ def _export(
     encoder = Encoder(backbone.tokenizer, backbone.encoding)
     pad = backbone.encoding.pad
     # Compared on rows that were not trained on: those lie further from the thresholds than others do.
-    checked = [*(data.examples[row] for row in trained.held_out), *_pool_parts(data, options.effort)[1]]
-    scaling = _spread([data.examples[row] for row in trained.training_rows], _CALIBRATION_ROWS)
+    checked = [*(data.examples[row] for row in trained.split.held_out), *_pool_parts(data, options.effort)[1]]
+    scaling = _spread([data.examples[row] for row in trained.split.rows], _CALIBRATION_ROWS)
     encoded = encoder.encode(checked)
     _log.info("exporting to ONNX and comparing %d rows", len(checked))
     export.export_fp32(trained.student, folder / _FP32)
@@ -218,11 +218,12 @@ def _provenance(data: LabelledData, rubric: Rubric, options: DistillOptions, tra
         "rubric": rubric.as_dict(),
         "labels": {
             "examples": len(data.examples),
-            "trained_on": len(trained.training_rows),
-            "held_out": len(trained.held_out),
+            "trained_on": len(trained.split.rows),
+            "held_out": len(trained.split.held_out),
             **data.provenance,
         },
-        "pool": len(data.pool),
+        # Read, not learnt from: with normal effort the files are compared on them, with high effort most are rated.
+        "unlabelled_examples_read": len(data.pool),
         "options": asdict(options),
         "training": dict(trained.facts),
         "versions": versions(*_PACKAGES),

@@ -78,7 +78,8 @@ class Student(nn.Module):
 
     def expected(self, probabilities_BP: Tensor) -> Tensor:
         """Expected scores before calibration, (batch, dimensions)."""
-        return probabilities_BP @ self.membership + self.low
+        # addmm and not @: exported as Gemm, which int8 leaves alone. This sum must stay exact.
+        return torch.addmm(self.low, probabilities_BP, self.membership)
 
     def forward(self, input_ids: Tensor, attention_mask: Tensor, token_type_ids: Tensor) -> Tensor:
         """Scores on the judge's scale, (batch, dimensions), within its ends."""

@@ -18,14 +18,36 @@ from efficient_empathy.scorer.encoding import Encoder
 
 
 @dataclass(frozen=True)
+class Split:
+    """The labelled examples, and which of them may be learnt from."""
+
+    examples: Sequence[Example]
+    scores: np.ndarray
+    """The judge's scores of all examples, float (n, d)."""
+    rows: np.ndarray
+    """Indices that are trained on."""
+    held_out: np.ndarray
+    """Indices that are never trained on; they choose the epoch, calibrate and report."""
+
+    def encode(self, scales: tuple[Scale, ...], backbone: Backbone) -> tuple[EncodedRows, EncodedRows]:
+        """Both sides as rows with targets: what is trained on, and what is held out."""
+        encoder, targets = Encoder(backbone.tokenizer, backbone.encoding), exceedances(self.scores, scales)
+
+        def side(rows: np.ndarray) -> EncodedRows:
+            return EncodedRows(
+                encoder.encode([self.examples[row] for row in rows]), targets[rows], backbone.encoding.pad
+            )
+
+        return side(self.rows), side(self.held_out)
+
+
+@dataclass(frozen=True)
 class TrainedStudent:
     """A student and all that is needed to calibrate and measure it."""
 
     student: Student
-    training_rows: np.ndarray
-    """Indices of the labelled rows that it learnt from."""
-    held_out: np.ndarray
-    """Indices of the labelled rows that it never learnt from."""
+    split: Split
+    """What it learnt from, and what was held out."""
     outputs: list[np.ndarray]
     """Expected scores of the held-out rows after each epoch, before calibration, each (n, d)."""
     best_epoch: int
@@ -47,31 +69,18 @@ def new_student(backbone: Backbone, scales: tuple[Scale, ...], dropout: float, s
 
 
 def train_normal(
-    examples: Sequence[Example],
-    scores: np.ndarray,
-    rows: np.ndarray,
-    held: np.ndarray,
-    scales: tuple[Scale, ...],
-    backbone: Backbone,
-    options: DistillOptions,
+    split: Split, scales: tuple[Scale, ...], backbone: Backbone, options: DistillOptions
 ) -> TrainedStudent:
     """Tune one student on the labels; the held-out rows choose the epoch.
 
     Args:
-        examples: all labelled examples.
-        scores: the judge's scores, (n, d).
-        rows: indices to train on.
-        held: indices held out.
+        split: the labelled examples.
         scales: the dimensions.
         backbone: the encoder to start from.
         options: how to train.
     """
-    encoder = Encoder(backbone.tokenizer, backbone.encoding)
-    targets = exceedances(scores, scales)
-    pad = backbone.encoding.pad
-    training = EncodedRows(encoder.encode([examples[row] for row in rows]), targets[rows], pad)
-    validation = EncodedRows(encoder.encode([examples[row] for row in held]), targets[held], pad)
+    training, validation = split.encode(scales, backbone)
     student = new_student(backbone, scales, options.training.dropout, options.seed)
     trained = train_student(student, training, validation, options.training, options.seed)
     facts = {"epochs": len(trained.outputs), "best_epoch": trained.best_epoch + 1, "precision": choose_precision()}
-    return TrainedStudent(student, rows, held, trained.outputs, trained.best_epoch, facts)
+    return TrainedStudent(student, split, trained.outputs, trained.best_epoch, facts)

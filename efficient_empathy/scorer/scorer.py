@@ -69,7 +69,7 @@ class Scorer:
             raise EmpathyError(
                 f"'{folder}' has no precision '{precision}' in tier '{chosen}'; it has: {', '.join(files)}."
             )
-        scorer = cls(Path(folder), spec, digest, chosen, precision, {"device": device, "threads": threads})
+        scorer = cls(Path(folder).absolute(), spec, digest, chosen, precision, {"device": device, "threads": threads})
         if device != "auto":
             scorer._open()  # a device that cannot be had is said now, not after the data has been read
         return scorer

@@ -72,7 +72,7 @@ def test_rows_that_hold_dialogue_and_labels_in_one(make_synthetic, common, tmp_p
     assert manifest["labels"]["examples"] == 60
     assert manifest["labels"]["file"] == {"name": "judged.jsonl", "sha256": sha256_file(labels)}
     assert manifest["labels"]["skipped"] == {}
-    assert manifest["pool"] == 0
+    assert manifest["unlabelled_examples_read"] == 0
     assert Scorer.load(out, device="cpu").dimensions == ("sensibility", "rationality")
 
 
@@ -89,7 +89,7 @@ def test_labels_are_joined_by_id_to_the_dialogues(make_synthetic, common, tmp_pa
     assert manifest["labels"]["examples"] == 60
     assert manifest["labels"]["skipped"] == {"not-in-dialogues": 1}
     assert sum(manifest["labels"]["unreadable_rows"].values()) == 1
-    assert manifest["pool"] == 20  # what was not judged
+    assert manifest["unlabelled_examples_read"] == 20  # what was not judged
 
 
 @pytest.mark.slow
@@ -104,7 +104,7 @@ def test_high_effort_from_files_learns_from_what_was_not_judged(make_synthetic, 
     options = tiny_options(tiny_bert, epochs=1, effort="high", pool=plan)
     distill_from_files(DistillRequest(tmp_path / "scorer", (str(dialogues),), labels, options=options))
     manifest = read_manifest(tmp_path / "scorer")
-    assert (manifest["pool"], manifest["training"]["rated_pool_examples"]) == (60, 20)
+    assert (manifest["unlabelled_examples_read"], manifest["training"]["rated_pool_examples"]) == (60, 20)
 
 
 @pytest.mark.slow
@@ -130,7 +130,7 @@ def test_a_judge_s_answers_become_a_scorer(make_synthetic, common, judge_server,
     assert manifest["labels"]["examples"] == 50
     assert manifest["labels"]["judge"] == "openai:m"
     assert manifest["labels"]["asked"]["scored"] == 50
-    assert manifest["pool"] == 10
+    assert manifest["unlabelled_examples_read"] == 10
     # The labels stay beside the folder: another scorer from them asks nobody.
     call("--labels", tmp_path / "scorer.labels.jsonl", *words[:2], "-o", tmp_path / "again", *common)
     assert len(judge_server.requests) == 50

@@ -5,6 +5,7 @@ import os
 import numpy as np
 import pytest
 
+from efficient_empathy.distill.batches import split_by_conversation
 from efficient_empathy.distill.rubric import Rubric
 from efficient_empathy.distill.settings import PoolOptions
 from efficient_empathy.errors import EmpathyError
@@ -42,7 +43,7 @@ def test_it_makes_a_scorer_folder_of_the_same_form(data, options, tmp_path):
     out = tmp_path / "scorer"
     run(data, out, options)
     manifest = read_manifest(out, "scorer")
-    assert manifest["pool"] == 160
+    assert manifest["unlabelled_examples_read"] == 160
     assert manifest["labels"]["trained_on"] + manifest["labels"]["held_out"] == 100
     training = manifest["training"]
     assert (training["teachers"], training["rated_pool_examples"]) == (2, 60)
@@ -100,8 +101,8 @@ def test_held_out_conversations_teach_nobody(data, options, tmp_path, monkeypatc
 
     seen = {}
 
-    def watch(examples, scores, rows, held, pool, *rest):
-        seen.update(rows=rows, held=held, pool=pool)
+    def watch(split, pool, *rest):
+        seen.update(rows=split.rows, held=split.held_out, pool=pool)
         raise Stop
 
     monkeypatch.setattr(high_effort, "train_high", watch)
@@ -112,8 +113,8 @@ def test_held_out_conversations_teach_nobody(data, options, tmp_path, monkeypatc
     assert len(held) == 15  # 0.3 of 100 rows, in conversations of two
     assert not held & {groups[row] for row in seen["rows"]}
     assert not held & {example.dialogue_id for example in seen["pool"]}
-    # All else of the pool is there: 160 examples less two a held-out conversation.
-    assert len(seen["pool"]) == 160 - 30
+    # All else is there, but the last quarter of the 160: the exported files are compared on it.
+    assert seen["pool"] == [example for example in data.pool[:120] if example.dialogue_id not in held]
     only_held = pipeline.LabelledData(
         data.examples, data.scores, [example for example in data.pool if example.dialogue_id in held]
     )
@@ -126,7 +127,10 @@ def test_with_more_wanted_than_there_is_all_of_it_is_rated(data, tiny_roberta, t
     plan = PoolOptions(teachers=1, rated_examples=10_000, student_epochs=1)
     options = tiny_options(tiny_roberta, epochs=1, effort="high", pool=plan)
     run(data, tmp_path / "scorer", options)
-    assert read_manifest(tmp_path / "scorer")["training"]["rated_pool_examples"] == 130
+    groups = [example.dialogue_id for example in data.examples]
+    held = {groups[row] for row in split_by_conversation(groups, options.holdout, options.seed, least=2)[1]}
+    learnt = [example for example in data.pool[:120] if example.dialogue_id not in held]
+    assert read_manifest(tmp_path / "scorer")["training"]["rated_pool_examples"] == len(learnt) > 60
 
 
 @pytest.mark.slow
