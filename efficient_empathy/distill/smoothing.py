@@ -5,6 +5,7 @@ a factor a channel, and the rows of the product's weight are multiplied by it, s
 layer norms have a few channels tens of times wider than the rest; without this they take most of the 256 steps.
 """
 
+import tempfile
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -33,7 +34,7 @@ def smooth(source: Path, target: Path, batches: Iterable[Mapping[str, np.ndarray
     for node in model.graph.node:
         if node.op_type == "MatMul" and node.input[1] in weights:
             consumers.setdefault(node.input[0], []).append(node)
-    widths = _channel_widths(model, list(consumers), batches)
+    widths = _channel_widths(source, list(consumers), batches)
     divisions = {}
     for name, nodes in consumers.items():
         arrays = [numpy_helper.to_array(weights[node.input[1]]) for node in nodes]
@@ -63,19 +64,25 @@ def _factors(activations: np.ndarray, weights: np.ndarray) -> np.ndarray:
     return factors / np.exp(np.log(factors).mean())
 
 
-def _channel_widths(model: Any, names: list[str], batches: Iterable[Mapping[str, np.ndarray]]) -> dict[str, np.ndarray]:
-    """Largest absolute value of each channel of some tensors inside the graph, each (channels,)."""
+def _channel_widths(
+    source: Path, names: list[str], batches: Iterable[Mapping[str, np.ndarray]]
+) -> dict[str, np.ndarray]:
+    """Largest absolute value of each channel of some tensors inside a graph, each (channels,)."""
     import onnx
     import onnxruntime as ort
 
-    opened = onnx.ModelProto()
-    opened.CopyFrom(model)
+    model = onnx.load(str(source))
     for name in names:
-        opened.graph.output.append(onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, None))
-    session = ort.InferenceSession(opened.SerializeToString(), providers=["CPUExecutionProvider"])
+        model.graph.output.append(onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, None))
     widths: dict[str, np.ndarray] = {}
-    for batch in batches:
-        for name, values in zip(names, session.run(names, dict(batch)), strict=True):
-            found = np.abs(values).reshape(-1, values.shape[-1]).max(0)
-            widths[name] = np.maximum(widths[name], found) if name in widths else found
+    with tempfile.TemporaryDirectory() as scratch:
+        # By way of a file: as bytes the weights would be in memory once more.
+        opened = Path(scratch) / "opened.onnx"
+        onnx.save(model, str(opened))
+        del model
+        session = ort.InferenceSession(str(opened), providers=["CPUExecutionProvider"])
+        for batch in batches:
+            for name, values in zip(names, session.run(names, dict(batch)), strict=True):
+                found = np.abs(values).reshape(-1, values.shape[-1]).max(0)
+                widths[name] = np.maximum(widths[name], found) if name in widths else found
     return widths
