@@ -9,6 +9,10 @@ from efficient_empathy.distill.batches import split_by_conversation
 from efficient_empathy.distill.training import mean_spearman
 
 
+_STEEPEST = 10.0
+"""Outputs that vary so much less than the judge's scores are noise, and rounding with it, that is not to be blown up."""
+
+
 @dataclass(frozen=True)
 class Calibration:
     """``expected * slope + intercept``, one number a dimension each."""
@@ -34,7 +38,7 @@ def fit_calibration(raw: np.ndarray, scores: np.ndarray) -> Calibration:
         scores: the judge's scores of the same rows, (n, d).
     """
     spread = raw.std(0)
-    slope = scores.std(0) / np.where(spread > 1e-6, spread, 1.0)
+    slope = np.minimum(scores.std(0) / np.where(spread > 1e-6, spread, 1.0), _STEEPEST)
     return Calibration(slope, scores.mean(0) - slope * raw.mean(0))
 
 
