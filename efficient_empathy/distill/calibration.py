@@ -8,7 +8,6 @@ import numpy as np
 from efficient_empathy.distill.batches import split_by_conversation
 from efficient_empathy.distill.training import mean_spearman
 
-
 _STEEPEST = 10.0
 """Outputs that vary so much less than the judge's scores are noise, and rounding with it, that is not to be blown up."""
 
