@@ -17,6 +17,14 @@ from efficient_empathy.errors import EmpathyError
 from efficient_empathy.manifest import pretty_json
 from efficient_empathy.selection.report import report
 
+_examples_option = click.option(
+    "--examples",
+    type=click.Choice(EXAMPLE_MODES),
+    default="every-turn",
+    show_default=True,
+    help="Which listener turns of a dialogue to take.",
+)
+
 
 @click.command("label")
 @click.option(
@@ -28,13 +36,7 @@ from efficient_empathy.selection.report import report
 )
 @click.option("-o", "--out", type=click.Path(path_type=Path, dir_okay=False), required=True, help="Label file (JSONL).")
 @judge_options()
-@click.option(
-    "--examples",
-    type=click.Choice(EXAMPLE_MODES),
-    default="every-turn",
-    show_default=True,
-    help="Which listener turns of a dialogue to take.",
-)
+@_examples_option
 @click.option("--seed", type=int, default=0, show_default=True, help="Draws the examples.")
 @click.option("--dry-run", is_flag=True, help="Print calls, tokens and dollars, and stop.")
 @click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
@@ -115,13 +117,7 @@ def _rejected(rejected: dict[str, int]) -> list[str]:
 @click.option("--labels", type=click.Path(path_type=Path, dir_okay=False), help="Label file, instead of a judge.")
 @click.option("-o", "--out", type=click.Path(path_type=Path, file_okay=False), required=True, help="Scorer folder.")
 @judge_options(required=False)
-@click.option(
-    "--examples",
-    type=click.Choice(EXAMPLE_MODES),
-    default="every-turn",
-    show_default=True,
-    help="Which listener turns of a dialogue to take.",
-)
+@_examples_option
 @click.option(
     "--effort",
     type=click.Choice(EFFORTS),

@@ -14,13 +14,10 @@ from efficient_empathy.distill.labelling import label, read_examples
 from efficient_empathy.distill.labels import load_labelled
 from efficient_empathy.distill.options import JudgeOptions
 from efficient_empathy.distill.rubric import Rubric
-from efficient_empathy.distill.settings import DistillOptions
+from efficient_empathy.distill.settings import COMPARED_EXAMPLES, DistillOptions
 from efficient_empathy.errors import EmpathyError, require
 from efficient_empathy.manifest import sha256_file
 from efficient_empathy.scorer.artifact import ScorerSpec
-
-_GATE_EXAMPLES = 1000
-"""Unlabelled examples that are read even where nothing is learnt from them: the exported files are compared on them."""
 
 
 @dataclass(frozen=True)
@@ -88,7 +85,7 @@ def _pool(request: DistillRequest, labelled: set[str]) -> list[Example]:
     if not request.dialogues:
         return []
     plan = request.options.pool
-    wanted = _GATE_EXAMPLES
+    wanted = COMPARED_EXAMPLES
     if request.options.effort == "high":
         wanted += max(wanted, plan.rated_examples)
     examples = read_examples(request.dialogues, request.examples, Counter())

@@ -20,7 +20,7 @@ from efficient_empathy.distill.card import write_card
 from efficient_empathy.distill.measuring import decision_rule, measure
 from efficient_empathy.distill.quantise import Int8Parity, quantise
 from efficient_empathy.distill.rubric import Rubric
-from efficient_empathy.distill.settings import DistillOptions, Effort
+from efficient_empathy.distill.settings import COMPARED_EXAMPLES, DistillOptions, Effort
 from efficient_empathy.distill.students import Split, TrainedStudent, train_normal
 from efficient_empathy.errors import EmpathyError
 from efficient_empathy.manifest import versions, write_manifest
@@ -28,8 +28,6 @@ from efficient_empathy.scorer.artifact import KIND, SPEC_FILE, TOKENIZER_FILE, S
 from efficient_empathy.scorer.encoding import Encoder
 
 _LEAST_LABELS = 40
-GATE_ROWS = 1000
-"""Most pool examples that the exported files are compared on; they are not learnt from."""
 _CALIBRATION_ROWS = 192
 _FP32, _INT8 = "transformer.fp32.onnx", "transformer.int8.onnx"
 _PACKAGES = ("torch", "transformers", "optimum", "optimum-onnx", "lightning", "onnxruntime", "tokenizers", "numpy")
@@ -194,7 +192,7 @@ def _export(
 def _pool_parts(data: LabelledData, effort: Effort) -> tuple[Sequence[Example], Sequence[Example]]:
     """The part of the pool that may be learnt from, and the part that the exported files are compared on."""
     pool = data.pool
-    compared = min(GATE_ROWS, len(pool) // 4 if effort == "high" else len(pool))
+    compared = min(COMPARED_EXAMPLES, len(pool) // 4 if effort == "high" else len(pool))
     return pool[: len(pool) - compared], pool[len(pool) - compared :]
 
 

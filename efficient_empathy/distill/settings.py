@@ -6,6 +6,8 @@ from typing import Literal, get_args
 from efficient_empathy.errors import EmpathyError
 
 DEFAULT_BACKBONE = "minilm"
+COMPARED_EXAMPLES = 1000
+"""Most unlabelled examples that the exported files are compared on; they are not learnt from."""
 
 Effort = Literal["normal", "high"]
 EFFORTS: tuple[str, ...] = get_args(Effort)
