@@ -11,29 +11,48 @@ RESPONSE_KEYS = ("response", "completion", "output", "answer", "reply")
 GROUP_KEYS = ("conv_id", "conversation_id", "dialogue_id")
 
 _JOINT = "</s>"
+_MISSING = "\0"
+"""Stands for a response that a row does not have."""
 _LISTS, _TEXT_OR_LIST = (list, tuple), (str, list, tuple)  # checked for each row: tuples are faster than `|`
 
 _Parsed = tuple[list[Turn], tuple[str, ...], bool]  # turns, the keys they were made from, whether the row is a pair
 
 
-def parse_row(row: Mapping[str, Any], row_id: str) -> Dialogue:
+def parse_row(row: Mapping[str, Any], row_id: str, answered: bool = True) -> Dialogue:
     """Read one row, whatever its format.
 
     Args:
         row: the row's columns by name.
         row_id: the dialogue's id if the row brings none.
+        answered: whether a pair must hold a response; without, a missing one is read as a blank last turn.
 
     Raises:
         RowError: the format is unknown, or the row does not keep to it.
     """
-    turns, used, is_pair = _reader_of(row)(row)
+    whole = row if answered else _with_response(row)
+    reader = _reader_of(whole)
+    if reader is None:
+        raise _unknown_format(row)
+    turns, used, is_pair = reader(whole)
+    if is_pair and turns[-1].text == _MISSING:
+        turns[-1] = Turn("listener", "")
     group = _group(row)
     own = _name(row.get("id")) or (row_id if is_pair else group or row_id)
     meta = {key: value for key, value in row.items() if key not in used}
     return Dialogue(own, tuple(turns), meta, is_pair, group if is_pair else None)
 
 
-def _reader_of(row: Mapping[str, Any]) -> Callable[[Mapping[str, Any]], _Parsed]:
+def _with_response(row: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The row, with a mark where a response would stand if it has none; conversations do not mind it."""
+    kept = {key: value for key, value in row.items() if key not in RESPONSE_KEYS or not _is_blank(value)}
+    return kept if _response_key(kept) else {**kept, "response": _MISSING}
+
+
+def _is_blank(value: Any) -> bool:
+    return not value or (isinstance(value, str) and value.isspace())
+
+
+def _reader_of(row: Mapping[str, Any]) -> Callable[[Mapping[str, Any]], _Parsed] | None:
     for key, reader in _CONVERSATIONS:
         if key in row and is_turn_list(row[key]):
             return reader
@@ -48,11 +67,15 @@ def _reader_of(row: Mapping[str, Any]) -> Callable[[Mapping[str, Any]], _Parsed]
         return read_context_response
     if _prompt_key(row) and _response_key(row):
         return read_prompt_response
+    return None
+
+
+def _unknown_format(row: Mapping[str, Any]) -> RowError:
     hint = ""
     if "utterance" in row and "conv_id" in row:
         hint = "; one utterance a row, as in EmpatheticDialogues, is read from CSV files only"
     keys = ", ".join(map(str, row)) or "(none)"
-    raise RowError("unknown-format", f"no known format has the keys {keys[:500]}{hint}")
+    return RowError("unknown-format", f"no known format has the keys {keys[:500]}{hint}")
 
 
 def read_turns(row: Mapping[str, Any]) -> _Parsed:

@@ -19,8 +19,12 @@ from efficient_empathy.errors import EmpathyError
 _MAX_LIST_BYTES = 512 << 20
 
 
-def read_unit(unit: Unit) -> Iterator[Record | Reject]:
+def read_unit(unit: Unit, answered: bool = True) -> Iterator[Record | Reject]:
     """Read the rows of a unit, in their order; a row that cannot be read comes as a ``Reject`` and stops nothing.
+
+    Args:
+        unit: what to read.
+        answered: reject what holds no response; without, dialogues that end with the speaker and prompts alone are read.
 
     Raises:
         EmpathyError: the file is gone or cannot be read, or a table is damaged.
@@ -28,13 +32,16 @@ def read_unit(unit: Unit) -> Iterator[Record | Reject]:
     name = _row_name(unit.path)
     try:
         for found in _rows_of(unit):
-            yield found if isinstance(found, Reject) else _record(unit.path, name, *found)
+            yield found if isinstance(found, Reject) else _record(unit.path, name, found, answered)
     except OSError as error:
         raise EmpathyError(f"reading '{unit.path}' failed: {error}. Run the same command again to go on.") from error
 
 
 def read_records(
-    inputs: Sequence[str], limit: int | None = None, on_reject: Callable[[Reject], None] | None = None
+    inputs: Sequence[str],
+    limit: int | None = None,
+    on_reject: Callable[[Reject], None] | None = None,
+    answered: bool = True,
 ) -> Iterator[Record]:
     """Read every row of some inputs.
 
@@ -42,11 +49,12 @@ def read_records(
         inputs: files, folders, globs or URLs.
         limit: stop after this many records.
         on_reject: called with each row that cannot be read; without it, such a row raises.
+        answered: whether a row must hold a response, see ``read_unit``.
 
     Raises:
         EmpathyError: an input cannot be read, or a row cannot and ``on_reject`` is None.
     """
-    records = _records(plan_units(inputs), on_reject)
+    records = _records(plan_units(inputs), on_reject, answered)
     return records if limit is None else itertools.islice(records, limit)
 
 
@@ -57,9 +65,9 @@ def read_dialogues(
     return (record.dialogue for record in read_records(inputs, limit, on_reject))
 
 
-def _records(units: Iterable[Unit], on_reject: Callable[[Reject], None] | None) -> Iterator[Record]:
+def _records(units: Iterable[Unit], on_reject: Callable[[Reject], None] | None, answered: bool) -> Iterator[Record]:
     for unit in units:
-        for found in read_unit(unit):
+        for found in read_unit(unit, answered):
             if isinstance(found, Record):
                 yield found
             elif on_reject is None:
@@ -74,10 +82,12 @@ def _row_name(path: str) -> str:
     return "/".join(path.split("/")[-2:]) if name.lower().endswith(".arrow") else name
 
 
-def _record(path: str, name: str, line: int, row: dict[str, Any], raw: bytes | None) -> Record | Reject:
+def _record(path: str, name: str, found: tuple[int, dict[str, Any], bytes | None], answered: bool) -> Record | Reject:
+    line, row, raw = found
     try:
-        dialogue = parse_row(row, f"{name}:{line}")
-        check_dialogue(row, dialogue)
+        dialogue = parse_row(row, f"{name}:{line}", answered)
+        if answered:
+            check_dialogue(row, dialogue)
     except RowError as error:
         return Reject(path, line, error.reason, error.detail, _text(row_json(row) if raw is None else raw))
     return Record(row, dialogue, path, line, raw)

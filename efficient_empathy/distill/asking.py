@@ -1,15 +1,17 @@
-"""The loop that asks: several questions at once, each answer on the disk as it arrives, within a spending limit."""
+"""Asking a judge: several questions at once, each answer on the disk as it arrives, within a spending limit."""
 
 import logging
-from collections.abc import Callable, Iterable
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Generic
 
-from efficient_empathy.dialogues.types import Example
 from efficient_empathy.distill.judges import Answer, Judge, NoAnswerError, Usage
 from efficient_empathy.distill.pricing import Price, bound_usage, estimate_usage
-from efficient_empathy.distill.rubric import Rubric
-from efficient_empathy.distill.store import LabelStore, StoredAnswer
+from efficient_empathy.distill.questions import Criteria, SubjectT
+from efficient_empathy.distill.store import LabelStore, StoredAnswer, answer_key
 from efficient_empathy.errors import EmpathyError
 
 # So many questions in a row without an answer: the server is down, and the rest would only wait.
@@ -23,7 +25,7 @@ class Progress:
     """How far the asking is."""
 
     done: int
-    """Examples that are settled, those already in the store included."""
+    """Questions that are settled, those already in the store included."""
     total: int
     unscored: int
     """Of ``done``, those without scores."""
@@ -33,12 +35,12 @@ class Progress:
 
 @dataclass
 class Outcome:
-    """What became of the examples; one that is neither in ``answers`` nor in ``failures`` was not asked about."""
+    """What became of the subjects; one that is neither in ``answers`` nor in ``failures`` was not asked about."""
 
     answers: dict[str, StoredAnswer] = field(default_factory=dict)
-    """The answer that counts, by the example's digest."""
+    """The answer that counts, by the subject's digest."""
     failures: dict[str, str] = field(default_factory=dict)
-    """Why there is no answer, by the example's digest."""
+    """Why there is no answer, by the subject's digest."""
     asked: int = 0
     """Questions that this run sent."""
     spent: float = 0.0
@@ -46,56 +48,156 @@ class Outcome:
     limited: bool = False
     """Whether the spending limit ended the asking."""
 
+    def unscored(self) -> dict[str, int]:
+        """Subjects that were asked about and have no scores, by reason, in alphabetical order."""
+        reasons = Counter(self.failures.values())
+        reasons.update(stored.answer.reason for stored in self.answers.values() if stored.answer.reason is not None)
+        return dict(sorted(reasons.items()))
+
 
 @dataclass(frozen=True)
-class Interview:
+class AskingPlan:
+    """What asking would take, without doing it."""
+
+    stored: int
+    """Subjects with an answer in the store."""
+    calls: int
+    """Questions that would be asked."""
+    prompt_tokens: int
+    """Of all questions together, estimated."""
+    completion_tokens: int
+    """Of all answers together, estimated."""
+    usd: float | None
+    """What these tokens cost; None when the model has no price."""
+
+
+@dataclass(frozen=True)
+class Interview(Generic[SubjectT]):
     """Everything that one run of asking shares."""
 
     judge: Judge
-    rubric: Rubric
+    criteria: Criteria[SubjectT]
     store: LabelStore
     price: Price | None
     """None when it is not known; then there is no limit to keep."""
     max_usd: float | None = None
     """The most that all answers may cost, those of earlier runs included."""
 
-    def cost(self, example: Example, answer: Answer) -> float | None:
+    def cost(self, subject: SubjectT, answer: Answer) -> float | None:
         """Dollars of an answer; estimated from the texts where the server counts no tokens."""
         if self.price is None:
             return None
         if answer.usage == Usage():
-            return self.price.cost(estimate_usage(example, self.rubric, answer.raw))
+            return self.price.cost(estimate_usage(subject, self.criteria, answer.raw))
         return self.price.cost(answer.usage)
 
-    def ask(self, example: Example) -> StoredAnswer:
+    def ask(self, subject: SubjectT) -> StoredAnswer:
         """Ask one question and keep the answer; runs in a thread of its own."""
-        answer = self.judge.ask(example, self.rubric)
-        return self.store.put(example, self.rubric, self.judge, answer, self.cost(example, answer))
+        answer = self.judge.ask(subject, self.criteria)
+        return self.store.put(subject, self.criteria, self.judge, answer, self.cost(subject, answer))
 
-    def bound(self, example: Example) -> float:
+    def bound(self, subject: SubjectT) -> float:
         """Dollars to set aside for a question under way; 0 without a limit."""
         if self.price is None or self.max_usd is None:
             return 0.0
-        return self.price.cost(bound_usage(example, self.rubric, self.judge.max_completion_tokens))
+        return self.price.cost(bound_usage(subject, self.criteria, self.judge.max_completion_tokens))
+
+
+def plan_asking(
+    judge: Judge,
+    criteria: Criteria[SubjectT],
+    subjects: Sequence[SubjectT],
+    store: Path,
+    price: Price | None,
+    retry_unscored: bool = False,
+) -> AskingPlan:
+    """Count what ``ask_about`` would ask and estimate what it would cost; asks nothing and writes nothing.
+
+    Args:
+        judge: who would be asked; it need not be able to answer.
+        criteria: what would be asked.
+        subjects: what about.
+        store: where answers are kept; the file need not be there.
+        price: of the judge; None when it is not known.
+        retry_unscored: as ``ask_about``.
+    """
+    stored, calls = 0, list(subjects)
+    if store.is_file():
+        with LabelStore(store) as answers:
+            found = {s.digest: answers.latest(answer_key(s, criteria, judge)) for s in subjects}
+        stored = sum(found[s.digest] is not None for s in subjects)
+        calls = [s for s in subjects if _is_open(found[s.digest], retry_unscored)]
+    usages = [estimate_usage(subject, criteria) for subject in calls]
+    total = Usage(sum(usage.prompt for usage in usages), sum(usage.completion for usage in usages))
+    usd = None if price is None else price.cost(total)
+    return AskingPlan(stored, len(calls), total.prompt, total.completion, usd)
+
+
+def ask_about(
+    interview: Interview[SubjectT],
+    subjects: Sequence[SubjectT],
+    retry_unscored: bool = False,
+    progress: Callable[[Progress], None] | None = None,
+) -> Outcome:
+    """Ask about every subject whose answer is not in the store yet.
+
+    Args:
+        interview: judge, question, store and limit.
+        subjects: what to ask about, each digest once.
+        retry_unscored: ask again where the stored answer could not be read.
+        progress: called at the start and after each answer.
+
+    Raises:
+        EmpathyError: as ``ask_all``.
+    """
+    outcome = Outcome()
+    waiting = []
+    for subject in subjects:
+        earlier = list(interview.store.all_of(answer_key(subject, interview.criteria, interview.judge)))
+        for stored in earlier:
+            # An answer from before its price was known is priced now.
+            cost = interview.cost(subject, stored.answer) if stored.usd is None else stored.usd
+            outcome.spent += cost or 0.0
+        if _is_open(earlier[-1] if earlier else None, retry_unscored):
+            waiting.append(subject)
+        else:
+            outcome.answers[subject.digest] = earlier[-1]
+
+    def report(state: Outcome) -> None:
+        if progress is not None:
+            settled = len(state.answers) + len(state.failures)
+            usd = None if interview.price is None else state.spent
+            progress(Progress(settled, len(subjects), sum(state.unscored().values()), usd))
+
+    report(outcome)
+    ask_all(interview, waiting, outcome, report)
+    return outcome
+
+
+def _is_open(stored: StoredAnswer | None, retry_unscored: bool) -> bool:
+    return stored is None or (retry_unscored and stored.answer.scores is None)
 
 
 def ask_all(
-    interview: Interview, examples: Iterable[Example], outcome: Outcome, report: Callable[[Outcome], None]
+    interview: Interview[SubjectT],
+    subjects: Iterable[SubjectT],
+    outcome: Outcome,
+    report: Callable[[Outcome], None],
 ) -> None:
-    """Ask about every example, or until the spending limit is reached.
+    """Ask about every subject, or until the spending limit is reached.
 
     Args:
-        interview: judge, rubric, store and limit.
-        examples: those without an answer in the store.
+        interview: judge, question, store and limit.
+        subjects: those without an answer in the store.
         outcome: filled as answers arrive; what earlier runs spent is already in it.
         report: called after each answer.
 
     Raises:
         EmpathyError: the judge refuses to work at all, or gave no answer many times in a row. What had arrived is kept.
     """
-    waiting = iter(examples)
+    waiting = iter(subjects)
     following = next(waiting, None)
-    reserved: dict[Future[StoredAnswer], tuple[Example, float]] = {}
+    reserved: dict[Future[StoredAnswer], tuple[SubjectT, float]] = {}
     in_a_row = 0
     finished = False
     executor = ThreadPoolExecutor(interview.judge.concurrency, thread_name_prefix="judge")
@@ -114,8 +216,8 @@ def ask_all(
             if not reserved:
                 break
             for future in wait(reserved, return_when=FIRST_COMPLETED).done:
-                example, _ = reserved.pop(future)
-                in_a_row = 0 if _settle(future, example, outcome) else in_a_row + 1
+                subject, _ = reserved.pop(future)
+                in_a_row = 0 if _settle(future, subject, outcome) else in_a_row + 1
                 report(outcome)
             if in_a_row >= _GIVE_UP_AFTER:
                 reason = next(reversed(outcome.failures.values()))
@@ -131,13 +233,13 @@ def ask_all(
         executor.shutdown(wait=True, cancel_futures=True)
 
 
-def _settle(future: Future[StoredAnswer], example: Example, outcome: Outcome) -> bool:
+def _settle(future: Future[StoredAnswer], subject: SubjectT, outcome: Outcome) -> bool:
     try:
         stored = future.result()
     except NoAnswerError as error:
-        _logger.info("no answer for %s: %s", example.id, error)
-        outcome.failures[example.digest] = error.reason
+        _logger.info("no answer for %s: %s", subject.id, error)
+        outcome.failures[subject.digest] = error.reason
         return False
-    outcome.answers[example.digest] = stored
+    outcome.answers[subject.digest] = stored
     outcome.spent += stored.usd or 0.0
     return True

@@ -14,71 +14,94 @@ from efficient_empathy.distill.options import DEFAULT_KEY_ENV, JudgeOptions
 
 _Function = TypeVar("_Function", bound=Callable[..., Any])
 
-_FIELDS = (
-    "judge",
-    "rubric",
-    "budget",
-    "store",
-    "base_url",
-    "api_key_env",
-    "concurrency",
-    "max_usd",
-    "prices",
-    "retry_unscored",
-    "timeout",
-    "max_tokens",
-)
+Options = dict[str, Callable[[Any], Any]]
+"""Click options by the names of their arguments, in the order in which the help shows them."""
 _FILE = click.Path(path_type=Path, dir_okay=False)
 
 
-def _options(required: bool) -> list[Callable[[Any], Any]]:
-    return [
-        click.option(
-            "--judge",
-            required=required,
-            metavar="KIND:MODEL",
-            help="openai:MODEL (any OpenAI-compatible server) or local:PATH-OR-ID (a language model in this process).",
-        ),
-        click.option("--rubric", type=_FILE, help="YAML rubric.  [default: sensibility and rationality, 0-10]"),
-        click.option(
-            "--budget",
-            type=click.IntRange(1),
-            default=1000,
-            show_default=True,
-            help="Examples to have judged, at most; drawn by --seed, spread over conversations.",
-        ),
-        click.option("--store", type=_FILE, help="SQLite file that keeps every answer.  [default: beside the output]"),
-        click.option("--base-url", metavar="URL", help="Address of the server.  [default: OpenAI]"),
-        click.option(
-            "--api-key-env",
-            default=DEFAULT_KEY_ENV,
-            show_default=True,
-            metavar="NAME",
-            help="Environment variable that holds the key; servers of your own need none.",
-        ),
-        click.option(
-            "--concurrency", type=click.IntRange(1, 256), default=8, show_default=True, help="Questions at once."
-        ),
-        click.option(
-            "--max-usd", type=click.FloatRange(min=0), help="Stop before the answers could cost more dollars than this."
-        ),
-        click.option("--prices", type=_FILE, help="YAML price table, laid over the one shipped."),
-        click.option("--retry-unscored", is_flag=True, help="Ask again where an answer could not be read."),
-        click.option(
-            "--max-tokens",
-            type=click.IntRange(16, 100_000),
-            default=256,
-            show_default=True,
-            help="Longest answer; a model that thinks aloud needs thousands.",
-        ),
-        click.option(
-            "--timeout",
-            type=click.FloatRange(0, min_open=True),
-            default=120.0,
-            show_default=True,
-            help="Seconds a try.",
-        ),
-    ]
+def judge_option(required: bool) -> Options:
+    """The option that names the judge."""
+    judge = click.option(
+        "--judge",
+        required=required,
+        metavar="KIND:MODEL",
+        help="openai:MODEL (any OpenAI-compatible server) or local:PATH-OR-ID (a language model in this process).",
+    )
+    return {"judge": judge}
+
+
+ASKING_OPTIONS: Options = {
+    "store": click.option(
+        "--store", type=_FILE, help="SQLite file that keeps every answer.  [default: beside the output]"
+    ),
+    "base_url": click.option("--base-url", metavar="URL", help="Address of the server.  [default: OpenAI]"),
+    "api_key_env": click.option(
+        "--api-key-env",
+        default=DEFAULT_KEY_ENV,
+        show_default=True,
+        metavar="NAME",
+        help="Environment variable that holds the key; servers of your own need none.",
+    ),
+    "concurrency": click.option(
+        "--concurrency", type=click.IntRange(1, 256), default=8, show_default=True, help="Questions at once."
+    ),
+    "max_usd": click.option(
+        "--max-usd", type=click.FloatRange(min=0), help="Stop before the answers could cost more dollars than this."
+    ),
+    "prices": click.option("--prices", type=_FILE, help="YAML price table, laid over the one shipped."),
+    "retry_unscored": click.option(
+        "--retry-unscored", is_flag=True, help="Ask again where an answer could not be read."
+    ),
+    "max_tokens": click.option(
+        "--max-tokens",
+        type=click.IntRange(16, 100_000),
+        default=256,
+        show_default=True,
+        help="Longest answer; a model that thinks aloud needs thousands.",
+    ),
+    "timeout": click.option(
+        "--timeout",
+        type=click.FloatRange(0, min_open=True),
+        default=120.0,
+        show_default=True,
+        help="Seconds a try.",
+    ),
+}
+"""How a judge is asked, whatever the question: the fields of ``JudgeOptions`` that every command with a judge takes."""
+
+_LABEL_OPTIONS: Options = {
+    "rubric": click.option("--rubric", type=_FILE, help="YAML rubric.  [default: sensibility and rationality, 0-10]"),
+    "budget": click.option(
+        "--budget",
+        type=click.IntRange(1),
+        default=1000,
+        show_default=True,
+        help="Examples to have judged, at most; drawn by --seed, spread over conversations.",
+    ),
+}
+
+
+def gather(options: Options, build: Callable[[dict[str, Any], dict[str, Any]], dict[str, Any]]) -> Any:
+    """A decorator that adds options to a command and hands their values over together.
+
+    Args:
+        options: to add.
+        build: given their values and those of the command's other options, the arguments that the command gets beside
+            its own.
+    """
+
+    def decorate(function: _Function) -> _Function:
+        @functools.wraps(function)
+        def call(**values: Any) -> Any:
+            own = {name: values.pop(name) for name in options}
+            return function(**build(own, values), **values)
+
+        decorated: Any = call
+        for option in reversed(options.values()):
+            decorated = option(decorated)
+        return decorated
+
+    return decorate
 
 
 def judge_options(required: bool = True) -> Callable[[_Function], _Function]:
@@ -90,20 +113,14 @@ def judge_options(required: bool = True) -> Callable[[_Function], _Function]:
         required: whether the command cannot do without a judge; if it can, it gets ``rubric`` beside ``judging``.
     """
 
-    def decorate(function: _Function) -> _Function:
-        @functools.wraps(function)
-        def call(**values: Any) -> Any:
-            own = {name: values.pop(name) for name in _FIELDS}
-            judging = None if own["judge"] is None else JudgeOptions(**own, seed=values["seed"])
-            if not required:
-                values["rubric"] = own["rubric"]  # it says what a label file holds, too
-            return function(judging=judging, **values)
+    def build(own: dict[str, Any], values: dict[str, Any]) -> dict[str, Any]:
+        judging = None if own["judge"] is None else JudgeOptions(**own, seed=values["seed"])
+        # Without a judge it says what a label file holds.
+        return {"judging": judging} if required else {"judging": judging, "rubric": own["rubric"]}
 
-        decorated: Any = call
-        for option in reversed(_options(required)):
-            decorated = option(decorated)
-        return decorated
-
+    decorate: Callable[[_Function], _Function] = gather(
+        {**judge_option(required), **_LABEL_OPTIONS, **ASKING_OPTIONS}, build
+    )
     return decorate
 
 

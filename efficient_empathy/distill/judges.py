@@ -1,15 +1,17 @@
-"""What a judge is: something that answers one question about one example, and how it is named on the command line."""
+"""What a judge is: something that answers one question about one subject, and how it is named on the command line."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
-from efficient_empathy.dialogues.types import Example
-from efficient_empathy.distill.rubric import Rubric
+from efficient_empathy.distill.questions import Criteria, SubjectT
 from efficient_empathy.errors import EmpathyError
 
 if TYPE_CHECKING:
     from efficient_empathy.distill.options import JudgeOptions
+
+EXPECTED_VALUE = "expected-value"
+"""The way of a local judge with a rubric: the mean of the numbers on the scale, weighted by their probabilities."""
 
 
 @dataclass(frozen=True)
@@ -24,12 +26,12 @@ class Usage:
 
 @dataclass(frozen=True)
 class Answer:
-    """What came back for one example: it may have cost money, so it is kept whether or not it can be read."""
+    """What came back for one question: it may have cost money, so it is kept whether or not it can be read."""
 
     raw: str
     """The judge's own words (for a local judge, the probabilities of the scores as JSON)."""
     scores: Mapping[str, float] | None
-    """The score of each dimension of the rubric; None when the answer could not be read."""
+    """The score of each dimension of the rubric (or of each verdict on offer); None when the answer could not be read."""
     reason: str | None = None
     """Why there are no scores, as a short stable word; None when there are."""
     usage: Usage = Usage()
@@ -51,7 +53,7 @@ class NoAnswerError(Exception):
 
 
 class Judge(Protocol):
-    """Anything that rates an example by a rubric; called from several threads at once, up to ``concurrency``."""
+    """Anything that answers questions, e.g. rates examples; called from several threads at once, up to ``concurrency``."""
 
     @property
     def name(self) -> str:
@@ -65,7 +67,7 @@ class Judge(Protocol):
 
     @property
     def parameters(self) -> Mapping[str, Any]:
-        """Everything beside rubric and model that an answer depends on: part of the key that it is stored under."""
+        """Everything beside the question and the model that an answer depends on: part of the key that it is stored under."""
         ...
 
     @property
@@ -78,12 +80,12 @@ class Judge(Protocol):
         """The most tokens that one answer can take: what is set aside for it under a spending limit."""
         ...
 
-    def ask(self, example: Example, rubric: Rubric) -> Answer:
-        """Rate one example.
+    def ask(self, subject: SubjectT, criteria: Criteria[SubjectT]) -> Answer:
+        """Ask one question, e.g. for the ratings of an example.
 
         Raises:
-            NoAnswerError: this example got no answer; others may.
-            EmpathyError: no example will get one, e.g. because the key is refused.
+            NoAnswerError: this question got no answer; others may.
+            EmpathyError: no question will get one, e.g. because the key is refused.
         """
         ...
 
@@ -100,12 +102,13 @@ class Judge(Protocol):
         ...
 
 
-def open_judge(options: "JudgeOptions", ask: bool = True) -> Judge:
+def open_judge(options: "JudgeOptions", ask: bool = True, method: str = EXPECTED_VALUE) -> Judge:
     """Build the judge that ``--judge`` names.
 
     Args:
         options: ``judge`` is ``openai:MODEL`` or ``local:PATH-OR-ID``.
         ask: False for a dry run: the judge can be named, priced and described, and needs neither key nor model.
+        method: how the probabilities of a local judge become scores; part of the key of its answers.
 
     Raises:
         EmpathyError: the kind is unknown, the model is not named, or the judge cannot be set up.
@@ -118,7 +121,7 @@ def open_judge(options: "JudgeOptions", ask: bool = True) -> Judge:
     if kind == "local" and model:
         from efficient_empathy.distill.local_judge import LocalJudge
 
-        return LocalJudge.load(model, ask)
+        return LocalJudge.load(model, ask, method)
     raise EmpathyError(
         f"--judge must be openai:MODEL or local:PATH-OR-ID, e.g. openai:gpt-4o-mini, not '{options.judge}'."
     )

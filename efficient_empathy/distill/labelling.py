@@ -2,20 +2,19 @@
 
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from efficient_empathy.dialogues import ExampleMode, Reject, RowError, read_records, record_examples
 from efficient_empathy.dialogues.types import Example
-from efficient_empathy.distill.asking import Interview, Outcome, Progress, ask_all
+from efficient_empathy.distill.asking import Interview, Outcome, Progress, ask_about, plan_asking
 from efficient_empathy.distill.choosing import choose_examples
-from efficient_empathy.distill.endpoint import is_own_service
-from efficient_empathy.distill.judges import Judge, Usage, open_judge
+from efficient_empathy.distill.judges import Judge, open_judge
 from efficient_empathy.distill.label_report import LabelPlan, LabelReport
 from efficient_empathy.distill.labels import write_labels
 from efficient_empathy.distill.options import JudgeOptions
-from efficient_empathy.distill.pricing import FREE, Price, estimate_usage, load_prices
+from efficient_empathy.distill.pricing import Price, check_limit, find_price
 from efficient_empathy.distill.rubric import Rubric
 from efficient_empathy.distill.store import LabelStore, StoredAnswer, answer_key
 from efficient_empathy.errors import EmpathyError
@@ -36,17 +35,8 @@ def plan_labels(inputs: Sequence[str], out: Path, options: JudgeOptions, mode: E
     """Count what ``label`` would ask and estimate what it would cost; asks nothing, writes nothing, needs no key."""
     job = _prepare(inputs, Path(out), options, mode)
     judge = open_judge(options, ask=False)
-    stored, calls = 0, job.examples
-    if job.store.is_file():
-        with LabelStore(job.store) as store:
-            found = {
-                e.digest: answer for e in job.examples if (answer := store.latest(answer_key(e, job.rubric, judge)))
-            }
-        stored, calls = len(found), [e for e in job.examples if _is_open(found.get(e.digest), options)]
-    usages = [estimate_usage(example, job.rubric) for example in calls]
-    total = Usage(sum(usage.prompt for usage in usages), sum(usage.completion for usage in usages))
-    usd = None if job.price is None else job.price.cost(total)
-    return LabelPlan(len(job.examples), stored, len(calls), total.prompt, total.completion, usd, job.rejected)
+    plan = plan_asking(judge, job.rubric, job.examples, job.store, job.price, options.retry_unscored)
+    return LabelPlan(examples=len(job.examples), rejected=job.rejected, **asdict(plan))
 
 
 def label(
@@ -70,15 +60,12 @@ def label(
     """
     out = Path(out)
     job = _prepare(inputs, out, options, mode)
-    if options.max_usd is not None and job.price is None:
-        raise EmpathyError(
-            f"--max-usd needs a price for '{options.judge}', and there is none for it at this address. "
-            "Give one with --prices FILE: 'models: {NAME: {input: …, output: …}}', dollars per million tokens."
-        )
+    check_limit(options, job.price)
     judge = open_judge(options)
     try:
         with LabelStore(job.store) as store:
-            outcome = _judge_all(Interview(judge, job.rubric, store, job.price, options.max_usd), job, progress)
+            interview = Interview(judge, job.rubric, store, job.price, options.max_usd)
+            outcome = ask_about(interview, job.examples, options.retry_unscored, progress)
             attempts = [a for e in job.examples for a in store.all_of(answer_key(e, job.rubric, judge))]
     finally:
         judge.close()
@@ -117,39 +104,8 @@ def _prepare(inputs: Sequence[str], out: Path, options: JudgeOptions, mode: Exam
     if not examples:
         bad = f"; {rejected.total()} rows could not be read ({_counts(rejected)})" if rejected else ""
         raise EmpathyError(f"no listener turn to judge in {', '.join(inputs)}{bad}.")
-    kind, _, model = options.judge.partition(":")
-    table = load_prices(options.prices, own_service=kind == "openai" and is_own_service(options))
-    price = FREE if kind == "local" else table.get(model)
+    price = find_price(options)
     return _Job(options, rubric, examples, dict(sorted(rejected.items())), price, options.store or default_store(out))
-
-
-def _is_open(stored: StoredAnswer | None, options: JudgeOptions) -> bool:
-    return stored is None or (options.retry_unscored and stored.answer.scores is None)
-
-
-def _judge_all(interview: Interview, job: _Job, progress: Callable[[Progress], None] | None) -> Outcome:
-    outcome = Outcome()
-    waiting = []
-    for example in job.examples:
-        earlier = list(interview.store.all_of(answer_key(example, job.rubric, interview.judge)))
-        for stored in earlier:
-            # An answer from before its price was known is priced now.
-            cost = interview.cost(example, stored.answer) if stored.usd is None else stored.usd
-            outcome.spent += cost or 0.0
-        if _is_open(earlier[-1] if earlier else None, job.options):
-            waiting.append(example)
-        else:
-            outcome.answers[example.digest] = earlier[-1]
-
-    def report(state: Outcome) -> None:
-        if progress is not None:
-            unscored = sum(stored.answer.scores is None for stored in state.answers.values()) + len(state.failures)
-            usd = None if interview.price is None else state.spent
-            progress(Progress(len(state.answers) + len(state.failures), len(job.examples), unscored, usd))
-
-    report(outcome)
-    ask_all(interview, waiting, outcome, report)
-    return outcome
 
 
 def _rows(job: _Job, judge: Judge, outcome: Outcome) -> Iterator[dict[str, Any]]:
@@ -162,15 +118,15 @@ def _rows(job: _Job, judge: Judge, outcome: Outcome) -> Iterator[dict[str, Any]]
 
 
 def _report(out: Path, job: _Job, outcome: Outcome, attempts: list[StoredAnswer]) -> LabelReport:
-    unscored = Counter(outcome.failures.values())
-    unscored.update(stored.answer.reason for stored in outcome.answers.values() if stored.answer.reason is not None)
-    scored = len(outcome.answers) + len(outcome.failures) - unscored.total()
+    unscored = outcome.unscored()
+    missed = sum(unscored.values())
+    scored = len(outcome.answers) + len(outcome.failures) - missed
     return LabelReport(
         labels=out,
         examples=len(job.examples),
         scored=scored,
-        unscored=dict(sorted(unscored.items())),
-        not_asked=len(job.examples) - scored - unscored.total(),
+        unscored=unscored,
+        not_asked=len(job.examples) - scored - missed,
         asked=outcome.asked,
         prompt_tokens=sum(stored.answer.usage.prompt for stored in attempts),
         completion_tokens=sum(stored.answer.usage.completion for stored in attempts),

@@ -23,7 +23,8 @@ _CONTEXT_TOKENS = 4096
 _TOP_TOKENS = 64
 _TIMEOUT_S = 600
 _HASHED = ("*.safetensors", "config.json", "tokenizer*", "*.model", "chat_template*")
-_NUMBER_TOKEN = re.compile(r" *(?:-?\d|-$)")
+# Where a verdict is read: a number, or one capital letter that goes on to no word.
+_VERDICT_TOKEN = re.compile(r" *(?:-?\d|-$|[A-Z](?![^\W\d_]))")
 
 Messages = Sequence[Mapping[str, str]]
 
@@ -45,8 +46,12 @@ class LocalModel:
         return self.source.endswith(".gguf")
 
     @classmethod
-    def find(cls, source: str) -> "LocalModel":
+    def find(cls, source: str, option: str = "--judge local") -> "LocalModel":
         """Look at what the user named; nothing is loaded.
+
+        Args:
+            source: a GGUF file, a folder with safetensors, or a Hub id.
+            option: how the user named it, for messages.
 
         Raises:
             EmpathyError: it looks like a path, and there is nothing there that can be loaded.
@@ -57,15 +62,13 @@ class LocalModel:
         if path.is_dir():
             files = sorted({file for pattern in _HASHED for file in path.glob(pattern) if file.is_file()})
             if not any(file.suffix == ".safetensors" for file in files):
-                raise EmpathyError(
-                    f"--judge local: '{source}' holds no .safetensors file; pickled weights are not loaded."
-                )
+                raise EmpathyError(f"{option}: '{source}' holds no .safetensors file; pickled weights are not loaded.")
             digest = hashlib.sha256()
             for file in files:
                 digest.update(f"{file.name} {sha256_file(file)}\n".encode())
             return cls(f"local:{path.resolve().name}", str(path), digest.hexdigest())
         if path.exists() or source.endswith(".gguf") or source.startswith((".", "/", "~")) or source.count("/") > 1:
-            message = f"--judge local: '{source}' must be a .gguf file, a folder with safetensors or a Hub id"
+            message = f"{option}: '{source}' must be a .gguf file, a folder with safetensors or a Hub id"
             raise EmpathyError(f"{message}; {'it is something else' if path.exists() else 'there is nothing there'}.")
         return cls(f"local:{source}", source, source)
 
@@ -80,7 +83,7 @@ class Backend(Protocol):
         ...
 
     def following(self, text: str) -> Mapping[str, float]:
-        """The probability of each next token by its text; holds at least every likely one that starts a number."""
+        """The probability of each next token by its text; holds every likely one that starts a verdict."""
         ...
 
     def count(self, text: str) -> int:
@@ -184,10 +187,10 @@ class TransformersBackend:
             raise EmpathyError(f"--judge local: transformers cannot load '{local.source}': {first}") from error
         self._model = model.eval().to("cuda" if cuda else "cpu")
         self._limit = getattr(model.config, "max_position_embeddings", None) or _CONTEXT_TOKENS
-        self._numbers = {
+        self._verdicts = {
             index: text
             for token, index in self._tokenizer.get_vocab().items()
-            if _NUMBER_TOKEN.match(text := token.replace("Ġ", " ").replace("▁", " "))
+            if _VERDICT_TOKEN.match(text := token.replace("Ġ", " ").replace("▁", " "))
         }
         self._ids: list[int] = []
         self._cache: Any = None
@@ -205,7 +208,7 @@ class TransformersBackend:
             return str(self._tokenizer.apply_chat_template(_merged(messages), **options))
 
     def following(self, text: str) -> Mapping[str, float]:
-        """The probability of every next token that starts with a digit or a minus sign."""
+        """The probability of every next token that starts a number or is a single capital letter."""
         import torch
 
         ids = self._encode(text)
@@ -218,7 +221,7 @@ class TransformersBackend:
             probabilities = output.logits[0, -1].float().softmax(-1).cpu().tolist()
         self._ids, self._cache = ids, output.past_key_values
         found: dict[str, float] = {}
-        for index, token in self._numbers.items():
+        for index, token in self._verdicts.items():
             if index < len(probabilities):
                 found[token] = found.get(token, 0.0) + probabilities[index]
         return found

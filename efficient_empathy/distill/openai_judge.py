@@ -1,4 +1,4 @@
-"""A judge behind an OpenAI-compatible server: one structured call an example, patient retries, hidden keys."""
+"""A judge behind an OpenAI-compatible server: one structured call a question, patient retries, hidden keys."""
 
 import json
 import re
@@ -7,13 +7,11 @@ from collections.abc import Mapping
 from typing import Any
 from urllib.parse import urlsplit
 
-from efficient_empathy.dialogues.types import Example
 from efficient_empathy.distill.endpoint import NO_KEY, api_key, base_url, shown_url
 from efficient_empathy.distill.judges import Answer, NoAnswerError, Usage
 from efficient_empathy.distill.options import JudgeOptions
-from efficient_empathy.distill.parsing import parse_answer
+from efficient_empathy.distill.questions import Criteria, SubjectT
 from efficient_empathy.distill.retries import Retries
-from efficient_empathy.distill.rubric import Rubric
 from efficient_empathy.errors import EmpathyError, require
 
 _FORMATS = ("json_schema", "json_object", "text")
@@ -63,7 +61,7 @@ class OpenAIJudge:
 
     @property
     def parameters(self) -> Mapping[str, Any]:
-        """What the answer depends on beside rubric and model; not the form that the server happens to support."""
+        """What the answer depends on beside the question and the model; not the form that the server happens to support."""
         return {"temperature": 0}
 
     @property
@@ -83,12 +81,12 @@ class OpenAIJudge:
         """Close the connections."""
         self._client.close()
 
-    def ask(self, example: Example, rubric: Rubric) -> Answer:
-        """Rate one example; all dimensions in one call."""
+    def ask(self, subject: SubjectT, criteria: Criteria[SubjectT]) -> Answer:
+        """Ask one question in one call, e.g. for all dimensions of a rubric."""
         import openai
 
         def send() -> Any:
-            return self._send(example, rubric)
+            return self._send(subject, criteria)
 
         try:
             response = self._retries.run(send)
@@ -107,7 +105,7 @@ class OpenAIJudge:
         except (json.JSONDecodeError, UnicodeDecodeError) as error:
             # The client's own JSON reader, on a body that is not JSON: it came as an answer, so it is kept as one.
             return Answer(self.scrub(str(getattr(error, "doc", error))), None, "bad-response", form=self._form())
-        return self._read(response, rubric)
+        return self._read(response, criteria)
 
     def scrub(self, text: str) -> str:
         """Text from a server with the key taken out, in case it echoes what it was sent."""
@@ -115,25 +113,25 @@ class OpenAIJudge:
             text = text.replace(secret, "[key]")
         return _BEARER.sub(r"\1[key]", text)
 
-    def _send(self, example: Example, rubric: Rubric) -> Any:
+    def _send(self, subject: SubjectT, criteria: Criteria[SubjectT]) -> Any:
         import openai
 
         while True:
             tried = (self._format, self._temperature, self._thinking)
             try:
-                return self._client.chat.completions.create(**self._request(example, rubric))
+                return self._client.chat.completions.create(**self._request(subject, criteria))
             except (openai.BadRequestError, openai.UnprocessableEntityError) as error:
                 if not self._leave_out(str(error), tried):
                     raise
 
-    def _request(self, example: Example, rubric: Rubric) -> dict[str, Any]:
-        request: dict[str, Any] = {"model": self.model, "messages": rubric.prompt(example)}
+    def _request(self, subject: SubjectT, criteria: Criteria[SubjectT]) -> dict[str, Any]:
+        request: dict[str, Any] = {"model": self.model, "messages": criteria.prompt(subject)}
         if self._temperature:
             request["temperature"] = 0
         request["max_completion_tokens" if self._thinking else "max_tokens"] = self.max_completion_tokens
         form = _FORMATS[self._format]
         if form == "json_schema":
-            schema = {"name": "verdict", "strict": True, "schema": rubric.json_schema()}
+            schema = {"name": "verdict", "strict": True, "schema": criteria.json_schema()}
             request["response_format"] = {"type": form, "json_schema": schema}
         elif form == "json_object":
             request["response_format"] = {"type": form}
@@ -183,7 +181,7 @@ class OpenAIJudge:
     def _form(self) -> str:
         return _FORMATS[self._format] + ("" if self._temperature else ", the server's own temperature")
 
-    def _read(self, response: Any, rubric: Rubric) -> Answer:
+    def _read(self, response: Any, criteria: Criteria[Any]) -> Answer:
         usage = _usage(response)
         choices = getattr(response, "choices", None)
         if not choices or getattr(choices[0], "message", None) is None:
@@ -192,7 +190,7 @@ class OpenAIJudge:
         refusal = getattr(message, "refusal", None)
         raw = self.scrub(message.content if isinstance(message.content, str) else refusal or "")
         cut_off = choices[0].finish_reason == "length"
-        scores, reason = parse_answer(raw, rubric, cut_off)
+        scores, reason = criteria.read(raw, cut_off)
         if scores is None and refusal:
             reason = "refused"
         elif scores is None and choices[0].finish_reason == "content_filter":

@@ -1,22 +1,29 @@
-"""From a judge's words to scores: the last valid verdict counts, and what cannot be read is never a default number."""
+"""From a judge's words to scores: the last valid verdict counts, and what cannot be read is never a default."""
 
 import json
 import re
-from collections.abc import Iterator, Mapping
-from typing import Any
+import string
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
-from efficient_empathy.distill.rubric import Dimension, Rubric
+from efficient_empathy.distill.questions import Verdict
+
+if TYPE_CHECKING:
+    from efficient_empathy.distill.rubric import Dimension, Rubric
 
 # The verdict stands at the end; a runaway answer is not searched from its beginning.
 _LONGEST = 20_000
 _NUMBER = re.compile(r"^\s*([-+]?\d+)(?:\.0+)?\s*(?:/\s*(\d+))?\s*$")
 
 _MARKS = r"[\s*_`\"']*"
+# So that "Verdict: A tie" is not read as A.
+_LINE_ENDS = r"[ \t*_`\"'\]).,}]*$"
+_WHOLE_NUMBER = r"[-+]?\d+(?:\.\d+)?(?:\s*/\s*\d+)?"
+# Neither the 8 of "8-9" nor the 1 of "10".
+_NUMBER_ENDS = r"(?![\d.]*\d)(?!\s*(?:-|–|to|or)\s*\d)"
 
-Verdict = tuple[dict[str, int] | None, str | None]
 
-
-def parse_answer(text: str, rubric: Rubric, cut_off: bool = False) -> Verdict:
+def parse_answer(text: str, rubric: "Rubric", cut_off: bool = False) -> Verdict:
     """Read the scores out of an answer.
 
     A JSON object anywhere in the text that holds every dimension comes first, then lines such as ``Sensibility: 8``. In
@@ -35,24 +42,54 @@ def parse_answer(text: str, rubric: Rubric, cut_off: bool = False) -> Verdict:
     if cut_off:
         text = text.rstrip("0123456789")
     if not text.strip():
-        return None, "empty-answer"
-    reason = "no-verdict"
-    for candidate in reversed(list(_objects(text, rubric))):
-        scores, problem = _verdict(candidate, rubric)
-        if scores is not None:
-            return scores, None
-        reason = problem if reason == "no-verdict" and problem is not None else reason
+        return Verdict(None, "empty-answer")
+    candidates = list(_objects(text, rubric.names))
     lines = {d.name: value for d in rubric.dimensions if (value := _last_line(text, d)) is not None}
-    if lines:
-        scores, problem = _verdict(lines, rubric)
-        if scores is not None:
-            return scores, None
-        reason = problem if reason == "no-verdict" and problem is not None else reason
-    return None, reason
+    return _last_valid([lines, *candidates] if lines else candidates, lambda candidate: _scores(candidate, rubric))
 
 
-def _objects(text: str, rubric: Rubric) -> Iterator[dict[str, Any]]:
-    names = {name.lower(): name for name in rubric.names}
+def parse_choice(text: str, name: str, offered: str, cut_off: bool = False) -> Verdict:
+    """Read which of some verdicts an answer gives.
+
+    A JSON object anywhere in the text that holds the field comes first, then lines such as ``Verdict: A``, ``Verdict: [[A]]``.
+
+    Args:
+        text: the judge's words.
+        name: of the field, in any case.
+        offered: the verdicts, one capital letter each.
+        cut_off: as for ``parse_answer``: the first letter of a word that was cut off is no verdict.
+
+    Returns:
+        1 for the verdict and 0 for the others, and None; or None and a reason: ``empty-answer``, ``no-verdict`` or
+        ``not-offered``.
+    """
+    text = text[-_LONGEST:]
+    if cut_off:
+        text = text.rstrip(string.ascii_letters)
+    if not text.strip():
+        return Verdict(None, "empty-answer")
+    lines = re.findall(rf"{_label(name)}\[*([A-Za-z]+){_LINE_ENDS}", text)
+    candidates = [*({name: letter} for letter in lines), *_objects(text, [name])]
+
+    def read(candidate: Mapping[str, Any]) -> Verdict:
+        value = candidate[name]
+        letter = value.strip().upper() if isinstance(value, str) else ""
+        if len(letter) != 1 or letter not in offered:
+            return Verdict(None, "not-offered")
+        return Verdict({other: float(other == letter) for other in offered}, None)
+
+    return _last_valid(candidates, read)
+
+
+def _last_valid(candidates: Sequence[Mapping[str, Any]], read: Callable[[Mapping[str, Any]], Verdict]) -> Verdict:
+    """The last candidate that can be read, or what is wrong with the last one."""
+    verdicts = [read(candidate) for candidate in reversed(candidates)]
+    valid = (verdict for verdict in verdicts if verdict.scores is not None)
+    return next(valid, verdicts[0] if verdicts else Verdict(None, "no-verdict"))
+
+
+def _objects(text: str, wanted: Iterable[str]) -> Iterator[dict[str, Any]]:
+    names = {name.lower(): name for name in wanted}
     decoder = json.JSONDecoder()
     at = text.find("{")
     while at >= 0:
@@ -70,30 +107,32 @@ def _objects(text: str, rubric: Rubric) -> Iterator[dict[str, Any]]:
         at = text.find("{", end)
 
 
-def _last_line(text: str, dimension: Dimension) -> str | None:
-    name = re.escape(dimension.name).replace("_", "[_ ]")
-    # "Sensibility (0-10): 8" or "**Sensibility**: 8/10", but neither the 8 of "8-9" nor the 1 of "10".
-    label = rf"(?<!\w){name}{_MARKS}(?:\([^)\n]*\))?{_MARKS}[:=]{_MARKS}"
-    pattern = rf"(?i){label}([-+]?\d+(?:\.\d+)?(?:\s*/\s*\d+)?)(?![\d.]*\d)(?!\s*(?:-|–|to|or)\s*\d)"
-    found = re.findall(pattern, text)
+def _label(name: str) -> str:
+    """The start of a line as "Sensibility (0-10): 8" or "**Sensibility**: 8/10" have it."""
+    words = re.escape(name).replace("_", "[_ ]")
+    return rf"(?im)(?<!\w){words}{_MARKS}(?:\([^)\n]*\))?{_MARKS}[:=]{_MARKS}"
+
+
+def _last_line(text: str, dimension: "Dimension") -> str | None:
+    found = re.findall(f"{_label(dimension.name)}({_WHOLE_NUMBER}){_NUMBER_ENDS}", text)
     return found[-1] if found else None
 
 
-def _verdict(values: Mapping[str, Any], rubric: Rubric) -> Verdict:
+def _scores(values: Mapping[str, Any], rubric: "Rubric") -> Verdict:
     if any(d.name not in values for d in rubric.dimensions):
-        return None, "missing-dimension"
+        return Verdict(None, "missing-dimension")
     scores = {}
     for dimension in rubric.dimensions:
         number = _whole_number(values[dimension.name], dimension)
         if number is None:
-            return None, "not-an-integer"
+            return Verdict(None, "not-an-integer")
         if not dimension.low <= number <= dimension.high:
-            return None, "out-of-range"
+            return Verdict(None, "out-of-range")
         scores[dimension.name] = number
-    return scores, None
+    return Verdict(scores, None)
 
 
-def _whole_number(value: Any, dimension: Dimension) -> int | None:
+def _whole_number(value: Any, dimension: "Dimension") -> int | None:
     if isinstance(value, bool) or not isinstance(value, int | float | str):
         return None
     match = _NUMBER.match(value if isinstance(value, str) else repr(value))

@@ -7,9 +7,11 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
-from efficient_empathy.dialogues.types import Example
+from efficient_empathy.distill.endpoint import is_own_service
 from efficient_empathy.distill.judges import Usage
-from efficient_empathy.distill.rubric import Rubric
+from efficient_empathy.distill.options import JudgeOptions
+from efficient_empathy.distill.questions import Criteria, SubjectT
+from efficient_empathy.distill.yaml_files import read_yaml
 from efficient_empathy.errors import EmpathyError
 
 _CHARACTERS_PER_TOKEN = 4
@@ -62,15 +64,32 @@ def load_prices(path: Path | None, own_service: bool) -> dict[str, Price]:
     return prices
 
 
-def _read(source: Any, what: str) -> dict[str, Price]:
-    import yaml  # only where prices are needed: --help stays fast
+def find_price(options: JudgeOptions) -> Price | None:
+    """The price of the judge that some options name; None when it is not known.
 
-    try:
-        value = yaml.safe_load(source.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError) as error:
-        raise EmpathyError(f"cannot read {what}: {error}.") from error
-    except yaml.YAMLError as error:
-        raise EmpathyError(f"{what} is not valid YAML: {error}") from error
+    Raises:
+        EmpathyError: the price table cannot be read.
+    """
+    kind, _, model = options.judge.partition(":")
+    table = load_prices(options.prices, own_service=kind == "openai" and is_own_service(options))
+    return FREE if kind == "local" else table.get(model)
+
+
+def check_limit(options: JudgeOptions, price: Price | None) -> None:
+    """See to it that a spending limit can be kept.
+
+    Raises:
+        EmpathyError: there is a limit and no price.
+    """
+    if options.max_usd is not None and price is None:
+        raise EmpathyError(
+            f"--max-usd needs a price for '{options.judge}', and there is none for it at this address. "
+            "Give one with --prices FILE: 'models: {NAME: {input: …, output: …}}', dollars per million tokens."
+        )
+
+
+def _read(source: Any, what: str) -> dict[str, Price]:
+    value = read_yaml(source, what)
     models = value.get("models") if isinstance(value, Mapping) else None
     if not isinstance(models, Mapping):
         raise EmpathyError(f"{what} must hold 'models:', a mapping of model names to {{input: …, output: …}}.")
@@ -91,29 +110,29 @@ def _read(source: Any, what: str) -> dict[str, Price]:
     return prices
 
 
-def estimate_usage(example: Example, rubric: Rubric, answer: str | None = None) -> Usage:
+def estimate_usage(subject: SubjectT, criteria: Criteria[SubjectT], answer: str | None = None) -> Usage:
     """Tokens that a question is likely to take: four characters a token, plus 8 a message.
 
     English text comes to about 4.5 characters a token and other languages to fewer than 4, so this leans to the high
     side for English and to the low side elsewhere.
 
     Args:
-        example: what is asked about.
-        rubric: what is asked.
-        answer: the answer where it is known; without it, the shortest full verdict.
+        subject: what is asked about.
+        criteria: what is asked.
+        answer: the answer where it is known; without it, the shortest one that is whole.
     """
     if answer is None:
-        answer = "{" + ", ".join(f'"{d.name}": {d.high}' for d in rubric.dimensions) + "}"
-    prompt = math.ceil(len(_prompt_text(example, rubric)) / _CHARACTERS_PER_TOKEN) + 2 * _TOKENS_PER_MESSAGE
+        answer = criteria.shortest_answer()
+    prompt = math.ceil(len(_prompt_text(subject, criteria)) / _CHARACTERS_PER_TOKEN) + 2 * _TOKENS_PER_MESSAGE
     return Usage(prompt, math.ceil(len(answer) / _CHARACTERS_PER_TOKEN))
 
 
-def bound_usage(example: Example, rubric: Rubric, max_completion_tokens: int) -> Usage:
+def bound_usage(subject: SubjectT, criteria: Criteria[SubjectT], max_completion_tokens: int) -> Usage:
     """Tokens set aside for a question under way: two bytes a token in any language, and the longest answer allowed."""
-    size = len(_prompt_text(example, rubric).encode("utf-8", "replace"))
+    size = len(_prompt_text(subject, criteria).encode("utf-8", "replace"))
     return Usage(math.ceil(size / 2) + 2 * _TOKENS_PER_MESSAGE, max_completion_tokens)
 
 
-def _prompt_text(example: Example, rubric: Rubric) -> str:
+def _prompt_text(subject: SubjectT, criteria: Criteria[SubjectT]) -> str:
     # The schema goes along with the question and is counted by the services.
-    return "".join(message["content"] for message in rubric.prompt(example)) + str(rubric.json_schema())
+    return "".join(message["content"] for message in criteria.prompt(subject)) + str(criteria.json_schema())

@@ -81,8 +81,13 @@ def with_interval(metric: _Metric, groups: Sequence[str], resamples: int = 1000,
     for _ in range(resamples):
         chosen = rng.integers(len(members), size=len(members))
         drawn.append(metric(np.concatenate([members[group] for group in chosen])))
+    return figure_of(metric(np.arange(len(inverse))), drawn)
+
+
+def figure_of(value: float, drawn: Sequence[float] | np.ndarray) -> Figure:
+    """A figure with the 2.5th and 97.5th percentile of the values that resampling gave."""
     low, high = np.percentile(drawn, [2.5, 97.5])
-    return Figure(metric(np.arange(len(inverse))), float(low), float(high))
+    return Figure(float(value), float(low), float(high))
 
 
 @dataclass(frozen=True)

@@ -10,6 +10,10 @@ from pathlib import Path
 from typing import Any
 
 from efficient_empathy.dialogues.types import Example
+from efficient_empathy.distill.parsing import parse_answer
+from efficient_empathy.distill.questions import Following, Verdict, Weighed
+from efficient_empathy.distill.weighing import weigh_numbers
+from efficient_empathy.distill.yaml_files import fields_of, read_yaml, text_of
 from efficient_empathy.errors import EmpathyError
 from efficient_empathy.manifest import canonical_json, sha256_bytes
 
@@ -148,6 +152,18 @@ class Rubric:
         )
         return [{"role": "system", "content": system}, {"role": "user", "content": user}]
 
+    def shortest_answer(self) -> str:
+        """An answer with nothing but the scores."""
+        return "{" + ", ".join(f'"{d.name}": {d.high}' for d in self.dimensions) + "}"
+
+    def read(self, text: str, cut_off: bool = False) -> Verdict:
+        """The scores that an answer gives, see ``parsing.parse_answer``."""
+        return parse_answer(text, self, cut_off)
+
+    def weigh(self, following: Following) -> Weighed:
+        """The expected scores under a language model's probabilities, see ``weighing.weigh_numbers``."""
+        return weigh_numbers([(d.name, d.low, d.high) for d in self.dimensions], following)
+
     @classmethod
     def load(cls, path: Path | str | None = None) -> "Rubric":
         """Read a rubric from a YAML file; without one, the paper's two dimensions.
@@ -155,15 +171,8 @@ class Rubric:
         Raises:
             EmpathyError: the file is missing, is not YAML, or does not describe a rubric; the message names the place.
         """
-        import yaml  # only where a rubric is read: --help stays fast
-
         source = resources.files(__package__) / "rubrics" / "empathy.yaml" if path is None else Path(path)
-        try:
-            value = yaml.safe_load(source.read_text(encoding="utf-8"))
-        except (OSError, UnicodeDecodeError) as error:
-            raise EmpathyError(f"cannot read the rubric '{path}': {error}.") from error
-        except yaml.YAMLError as error:
-            raise EmpathyError(f"the rubric '{path}' is not valid YAML: {error}") from error
+        value = read_yaml(source, f"the rubric '{path}'")
         try:
             return cls.from_dict(value)
         except EmpathyError as error:
@@ -176,23 +185,23 @@ class Rubric:
         Raises:
             EmpathyError: something is missing, unknown or out of range.
         """
-        fields = _mapping(value, "the rubric", required=("name", "instructions", "dimensions"))
+        fields = fields_of(value, "the rubric", required=("name", "instructions", "dimensions"))
         dimensions = fields["dimensions"]
         if not isinstance(dimensions, Sequence) or isinstance(dimensions, str):
             raise EmpathyError(f"'dimensions' must be a list, not {type(dimensions).__name__}.")
         built = tuple(_dimension(item, index) for index, item in enumerate(dimensions))
-        return cls(_text(fields, "name"), built, _text(fields, "instructions"))
+        return cls(text_of(fields, "name"), built, text_of(fields, "instructions"))
 
 
 def _dimension(value: Any, index: int) -> Dimension:
     where = f"dimension {index + 1}"
-    fields = _mapping(value, where, required=("name", "low", "high", "description"), optional=("levels",))
-    levels = _mapping(fields.get("levels") or {}, f"{where}, levels", required=())
+    fields = fields_of(value, where, required=("name", "low", "high", "description"), optional=("levels",))
+    levels = fields_of(fields.get("levels") or {}, f"{where}, levels")
     return Dimension(
-        _text(fields, "name"),
+        text_of(fields, "name"),
         _whole(fields, "low", where),
         _whole(fields, "high", where),
-        _text(fields, "description"),
+        text_of(fields, "description"),
         tuple(sorted((_level(key, text, where) for key, text in levels.items()), key=lambda level: level.low)),
     )
 
@@ -203,25 +212,6 @@ def _level(key: Any, meaning: Any, where: str) -> Level:
         raise EmpathyError(f"{where}: the level '{key}' must be a score such as 5 or a range such as 3-4.")
     low = int(match[1])
     return Level(low, int(match[2] or low), " ".join(str(meaning).split()))
-
-
-def _mapping(value: Any, where: str, required: tuple[str, ...], optional: tuple[str, ...] = ()) -> Mapping[Any, Any]:
-    if not isinstance(value, Mapping):
-        raise EmpathyError(f"{where} must be a mapping of names to values, not {type(value).__name__}.")
-    if missing := [name for name in required if name not in value]:
-        raise EmpathyError(f"{where} lacks {', '.join(missing)}.")
-    if required and (unknown := [str(name) for name in value if name not in required + optional]):
-        raise EmpathyError(
-            f"{where} has unknown fields: {', '.join(unknown)}. Known: {', '.join(required + optional)}."
-        )
-    return value
-
-
-def _text(fields: Mapping[Any, Any], name: str) -> str:
-    text = " ".join(str(fields[name]).split())
-    if not isinstance(fields[name], str) or not text:
-        raise EmpathyError(f"'{name}' must be a text that is not empty, not {fields[name]!r}.")
-    return text
 
 
 def _whole(fields: Mapping[Any, Any], name: str, where: str) -> int:

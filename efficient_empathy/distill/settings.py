@@ -46,9 +46,9 @@ class TrainingOptions:
 class PoolOptions:
     """What ``--effort high`` does with the unlabelled dialogues."""
 
-    teachers: int = 3
+    teachers: int = 4
     """Students trained from different seeds whose mean rates the pool, 1 to 20."""
-    rated_examples: int = 4_000
+    rated_examples: int = 8_000
     """Pool examples that the teachers rate for the final student."""
     student_epochs: int = 2
     """Passes of the final student over the teachers' ratings and the judge's labels together."""

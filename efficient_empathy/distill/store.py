@@ -10,9 +10,8 @@ from typing import Any
 
 import orjson
 
-from efficient_empathy.dialogues.types import Example
 from efficient_empathy.distill.judges import Answer, Judge, Usage
-from efficient_empathy.distill.rubric import Rubric
+from efficient_empathy.distill.questions import Criteria, Subject
 from efficient_empathy.errors import EmpathyError
 from efficient_empathy.manifest import canonical_json, sha256_bytes
 
@@ -51,9 +50,9 @@ class StoredAnswer:
     """When it arrived: UTC, ISO 8601, whole seconds."""
 
 
-def answer_key(example: Example, rubric: Rubric, judge: Judge) -> str:
-    """The key of an answer: SHA-256 over example text, rubric, model and parameters, but not the server's address."""
-    return sha256_bytes(canonical_json([example.digest, rubric.digest, judge.name, dict(judge.parameters)]))
+def answer_key(subject: Subject, criteria: Criteria[Any], judge: Judge) -> str:
+    """The key of an answer: SHA-256 over subject and question, model and parameters, but not the server's address."""
+    return sha256_bytes(canonical_json([subject.digest, criteria.digest, judge.name, dict(judge.parameters)]))
 
 
 class LabelStore:
@@ -79,17 +78,19 @@ class LabelStore:
             message = f"cannot use '{self.path}' as a label store: {error}. Choose another file with --store."
             raise EmpathyError(message) from error
 
-    def put(self, example: Example, rubric: Rubric, judge: Judge, answer: Answer, usd: float | None) -> StoredAnswer:
+    def put(
+        self, subject: Subject, criteria: Criteria[Any], judge: Judge, answer: Answer, usd: float | None
+    ) -> StoredAnswer:
         """Keep an answer; when this returns it is on the disk.
 
         An earlier answer to the same question stays beside it, since it was paid for too; the latest one counts.
         """
-        key = answer_key(example, rubric, judge)
+        key = answer_key(subject, criteria, judge)
         now = datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
         usage = answer.usage
         values = (
-            example.digest,
-            rubric.digest,
+            subject.digest,
+            criteria.digest,
             judge.name,
             canonical_json(dict(judge.parameters)).decode(),
             # A lone surrogate cannot be stored as UTF-8.

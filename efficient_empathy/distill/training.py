@@ -88,7 +88,7 @@ def fit_quietly(
     module: L.LightningModule, loader: Any, validation: Any, epochs: int, seed: int, callbacks: list[L.Callback]
 ) -> None:
     """Run Lightning's loop on one device, without its files, bars and remarks: progress is our callbacks' matter."""
-    with _quiet():
+    with quiet():
         L.seed_everything(seed, workers=True, verbose=False)
         trainer = L.Trainer(
             max_epochs=epochs,
@@ -126,7 +126,7 @@ def choose_precision() -> Any:
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
+def quiet() -> Iterator[None]:
     """Keep Lightning's remarks on devices and workers out of the log; its warnings that matter here are our own checks."""
     loggers = [logging.getLogger(name) for name in ("lightning.pytorch", "lightning.fabric", "lightning")]
     levels = [logger.level for logger in loggers]

@@ -9,8 +9,9 @@ import pytest
 
 from efficient_empathy.distill.judges import NoAnswerError
 from efficient_empathy.distill.local_backends import LlamaBackend, LocalModel, TransformersBackend
-from efficient_empathy.distill.local_judge import LocalJudge, number_probabilities
+from efficient_empathy.distill.local_judge import LocalJudge
 from efficient_empathy.distill.rubric import Dimension, Rubric
+from efficient_empathy.distill.weighing import number_probabilities, weigh_choice
 from efficient_empathy.errors import EmpathyError
 
 RUBRIC = Rubric("short", (Dimension("warmth", 0, 10, "How warm."), Dimension("depth", 1, 5, "How deep.")), "Rate it.")
@@ -84,6 +85,17 @@ def test_a_model_that_would_say_no_number_leaves_the_example_unscored(example):
     assert (answer.scores, answer.reason) == (None, "no-number")
 
 
+def test_a_choice_gets_its_letters_share_of_all_letters():
+    # "A" and 'A"' are A; "An" is another word, "D" is not on offer. A: 0.3 + 0.1, B: 0.1, C: 0; of 0.5 in all.
+    tokens = {"A": 0.3, 'A"': 0.1, "An": 0.2, " B": 0.1, "D": 0.3}
+    seen = []
+    details, verdict = weigh_choice("verdict", "ABC", lambda given: (seen.append(given), tokens)[1])
+    assert seen == ['{"verdict": "']
+    assert details == {"verdict": {"A": 0.4, "B": 0.1, "C": 0.0}}
+    assert verdict.scores == {"A": 0.8, "B": 0.2, "C": 0.0}
+    assert weigh_choice("verdict", "ABC", lambda given: {"A": 0.004, "x": 0.9}).verdict == (None, "no-verdict")
+
+
 @pytest.fixture(scope="module")
 def tiny(tmp_path_factory) -> Path:
     """A Llama of two small layers with random weights and one token a byte."""
@@ -125,7 +137,7 @@ def test_transformers_gives_the_models_own_distribution_with_and_without_its_cac
         with torch.inference_mode():
             expected = model(input_ids=ids).logits[0, -1].softmax(-1)
         found = backend.following(text)
-        for digit in "0123456789":
+        for digit in "0123456789ABC":
             assert found[digit] == pytest.approx(float(expected[backend._encode(digit)[0]]), abs=1e-6)
     with pytest.raises(NoAnswerError, match="too-long"):
         backend.following("x" * 3000)

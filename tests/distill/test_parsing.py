@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from efficient_empathy.distill.parsing import parse_answer
+from efficient_empathy.distill.parsing import parse_answer, parse_choice
 from efficient_empathy.distill.rubric import Rubric
 
 RUBRIC = Rubric.load()
@@ -81,3 +81,43 @@ def test_any_text_gives_scores_on_the_scale_or_a_reason(text):
     scores, reason = parse_answer(text, RUBRIC)
     assert (scores is None) == (reason is not None)
     assert scores is None or all(0 <= value <= 10 for value in scores.values())
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        '{"verdict": "B"}',
+        '```json\n{"Verdict": " b "}\n```',
+        '{"verdict": "A"} at first sight, but {"verdict": "B"}',
+        "Verdict: A\nOn second thoughts\n**Verdict**: [[B]].",
+        '{"verdict": "B"} and not verdict: A or C',
+        '{"verdict": "B", "if_reversed": {"verdict": "A"}}',
+        '{"verdict": "B"} {"verdict": "both"}',
+    ],
+)
+def test_reads_the_last_choice_that_is_on_offer(text):
+    assert parse_choice(text, "verdict", "ABC") == ({"A": 0, "B": 1, "C": 0}, None)
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        ("", "empty-answer"),
+        ("Both are kind.", "no-verdict"),
+        ("Verdict: A tie.", "no-verdict"),
+        ("The verdict: A reply should be warm.", "no-verdict"),
+        ('{"verdict": "D"}', "not-offered"),
+        ('{"verdict": ""}', "not-offered"),
+        ('{"verdict": "AB"}', "not-offered"),
+        ('{"verdict": ["A"]}', "not-offered"),
+        ('{"verdict": 1}', "not-offered"),
+        ("Verdict: Neither", "not-offered"),
+    ],
+)
+def test_what_is_no_choice_is_never_one_by_default(text, reason):
+    assert parse_choice(text, "verdict", "ABC") == (None, reason)
+
+
+def test_a_letter_at_a_cut_may_be_the_start_of_a_word():
+    assert parse_choice("Verdict: A", "verdict", "ABC", cut_off=True) == (None, "no-verdict")
+    assert parse_choice("Verdict: A\nsince", "verdict", "ABC", cut_off=True).scores["A"] == 1
