@@ -19,6 +19,12 @@ _COMMANDS = {
     "score": ("scorer", "Add a scorer's scores to every dialogue."),
     "filter": ("selection", "Split dialogues into sensibility, rationality and discarded."),
     "report": ("selection", "Show what a scorer folder or a subsets folder holds."),
+    "train-expert": ("experts", "Tune a language model on a subset: a LoRA adapter, with controls of the same cost."),
+    "generate": (
+        "experts",
+        "Answer a file of contexts, or a person at the terminal, with a base, an expert or a mixture.",
+    ),
+    "evaluate": ("experts", "Judge saved answers: metrics, scorers, intervals, paired differences."),
     "doctor": ("doctor", "Say which devices, providers and extras are there, and how to mend what is not."),
     "verify": ("doctor", "Check every file of a folder against its manifest."),
 }
@@ -35,7 +41,7 @@ class _LazyGroup(click.Group):
             return None
         area = _COMMANDS[name][0]
         module = f"efficient_empathy.{area}" if area == "doctor" else f"efficient_empathy.{area}.commands"
-        command = getattr(importlib.import_module(module), f"{name}_command")
+        command = getattr(importlib.import_module(module), f"{name.replace('-', '_')}_command")
         if not any(parameter.name == "config" for parameter in command.params):
             command.params.append(_config_option())
         return command

@@ -17,7 +17,8 @@ _PURPOSES = {
     "cpu": "scoring and filtering on the CPU",
     "gpu": "scoring and filtering on a GPU",
     "distill": "judging and training scorers",
-    "llama": "GGUF models as judges",
+    "experts": "tuning language models, their answers, evaluation",
+    "llama": "GGUF models as judges and bases",
     "dev": "tests and checks",
 }
 _RIVALS = (("onnxruntime", ("onnxruntime", "onnxruntime-gpu")), ("faiss", ("faiss-cpu", "faiss-gpu", "faiss-gpu-cu12")))

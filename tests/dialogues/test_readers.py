@@ -154,6 +154,22 @@ def test_bad_rows_are_named_and_stop_nothing(tmp_path):
     assert rejects[4].raw == '{"prompt":"\\xff","response":"b"}'
 
 
+def test_rows_without_a_response_are_read_where_none_is_needed(tmp_path):
+    lines = [
+        b'{"turns":[{"role":"speaker","text":"x"}]}',
+        b'{"prompt":"a"}',
+        b'{"prompt":"b","output":null}',
+        b'{"text":"x"}',
+    ]
+    (tmp_path / "x.jsonl").write_bytes(b"\n".join(lines))
+    rejects = []
+    records = list(read_records([str(tmp_path)], on_reject=rejects.append, answered=False))
+    turns = [[(turn.role, turn.text) for turn in record.dialogue.turns] for record in records]
+    assert turns == [[("speaker", "x")], [("speaker", "a"), ("listener", "")], [("speaker", "b"), ("listener", "")]]
+    assert [(reject.line, reject.reason) for reject in rejects] == [(4, "unknown-format")]
+    assert list(read_records([str(tmp_path)], on_reject=rejects.append)) == []
+
+
 def test_a_line_that_is_too_long(tmp_path):
     with open(tmp_path / "x.jsonl", "wb") as file:
         file.write(b'{"prompt":"' + b"a" * MAX_LINE_BYTES + b'","response":"b"}\n{"prompt":"a","response":"b"}')

@@ -1,0 +1,191 @@
+"""``ee-cli train-expert``, ``generate`` and ``evaluate``."""
+
+import dataclasses
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, TypeVar
+
+import click
+
+from efficient_empathy.experts.artifact import Expert
+from efficient_empathy.experts.options import (
+    CONTROLS,
+    DeviceOptions,
+    ExpertOptions,
+    FitOptions,
+    LoraOptions,
+)
+from efficient_empathy.experts.rendering import Renderer
+from efficient_empathy.manifest import pretty_json
+
+_Function = TypeVar("_Function", bound=Callable[..., Any])
+_COMMANDS = {"generate_command": "generate_commands", "evaluate_command": "evaluate_commands"}
+
+
+def __getattr__(name: str) -> Any:
+    """The commands that stand in modules of their own, imported when they are called."""
+    if name not in _COMMANDS:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    import importlib
+
+    return getattr(importlib.import_module(f"efficient_empathy.experts.{_COMMANDS[name]}"), name)
+
+
+def _field_option(kind: type, name: str, flag: str, help_text: str, **more: Any) -> Callable[[_Function], _Function]:
+    """An option with the default that the options object has."""
+    default = next(field.default for field in dataclasses.fields(kind) if field.name == name)
+    if isinstance(default, bool):
+        return click.option(flag, name, is_flag=True, help=help_text)
+    return click.option(flag, name, default=default, help=help_text, show_default=default is not None, **more)
+
+
+def training_options(function: _Function) -> _Function:
+    """The options that every training of a language model has."""
+    options = [
+        _field_option(FitOptions, "epochs", "--epochs", "Passes over the examples.", type=float),
+        _field_option(FitOptions, "max_steps", "--max-steps", "Optimiser steps at most.", type=int),
+        _field_option(FitOptions, "batch_size", "--batch-size", "Examples at once, on each device."),
+        _field_option(FitOptions, "accumulate", "--accumulate", "Batches a step."),
+        _field_option(FitOptions, "learning_rate", "--learning-rate", "Peak rate.", type=float),
+        _field_option(FitOptions, "weight_decay", "--weight-decay", "AdamW's.", type=float),
+        _field_option(FitOptions, "validations", "--validations", "How often held-out examples are measured."),
+        _field_option(
+            FitOptions, "patience", "--patience", "Measurements without a better one before it stops; 0 never."
+        ),
+        _field_option(
+            FitOptions,
+            "gradient_checkpointing",
+            "--gradient-checkpointing",
+            "Less memory, a third slower (non-re-entrant).",
+        ),
+        _field_option(
+            DeviceOptions, "device", "--device", "Where to train.", type=click.Choice(["auto", "cpu", "cuda"])
+        ),
+        _field_option(DeviceOptions, "devices", "--devices", "GPUs of this machine."),
+        _field_option(DeviceOptions, "strategy", "--strategy", "Lightning's strategy for several GPUs, e.g. ddp."),
+        _field_option(DeviceOptions, "four_bit", "--load-in-4bit", "Hold the base in 4 bits (GPU, bitsandbytes)."),
+        _field_option(ExpertOptions, "seed", "--seed", "First weights, order, dropout, controls."),
+    ]
+    for option in reversed(options):
+        function = option(function)
+    return function
+
+
+@click.command("train-expert")
+@click.option(
+    "--data",
+    multiple=True,
+    required=True,
+    metavar="DIR",
+    help="A subset folder of `ee-cli filter`, or files, globs, URLs of dialogues. May be repeated.",
+)
+@click.option("-o", "--out", type=click.Path(path_type=Path), required=True, help="Expert folder to write.")
+@_field_option(ExpertOptions, "base", "--base", "smollm2, a Hub id, a folder with safetensors, or a .gguf file.")
+@_field_option(
+    ExpertOptions,
+    "control",
+    "--control",
+    "Same steps and seed on other data: as many examples from all subsets, all of them, or all but the discarded.",
+    type=click.Choice(CONTROLS),
+)
+@_field_option(ExpertOptions, "system", "--system", "Instruction before every dialogue.")
+@_field_option(
+    ExpertOptions, "max_tokens", "--max-length", "Tokens of prompt and response; the oldest context goes first."
+)
+@_field_option(ExpertOptions, "holdout", "--holdout", "Share of conversations never trained on.", type=float)
+@_field_option(ExpertOptions, "validation_examples", "--validation-examples", "Held-out examples measured, at most.")
+@_field_option(LoraOptions, "rank", "--lora-rank", "Rank of the adapter.")
+@_field_option(LoraOptions, "alpha", "--lora-alpha", "Its weight is alpha / rank.", type=float)
+@_field_option(LoraOptions, "dropout", "--lora-dropout", "Dropout before it.", type=float)
+@_field_option(LoraOptions, "dora", "--dora", "DoRA: length and direction apart.")
+@_field_option(LoraOptions, "rslora", "--rslora", "rsLoRA: alpha / √rank.")
+@training_options
+@click.option(
+    "--show-batch",
+    type=int,
+    default=0,
+    metavar="N",
+    help="Print N examples as tokens, what is not learnt dimmed; stop.",
+)
+@click.option("--dry-run", is_flag=True, help="Print examples, tokens and steps, and stop.")
+@click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
+def train_expert_command(
+    data: tuple[str, ...], out: Path, show_batch: int, dry_run: bool, as_json: bool, **values: Any
+) -> None:
+    """Tune a LoRA adapter on the responses of a subset.
+
+    Loss on the response alone, its end included. Killed and run again, it goes on from its last checkpoint, step for
+    step as if it had not been. A subset is only better than another if it beats a control: see --control.
+    """
+    from efficient_empathy.experts.training import ExpertRequest, prepare, train_expert
+
+    request = ExpertRequest(data, out, expert_options(values))
+    if show_batch or dry_run:
+        prepared = prepare(request)
+        if show_batch:
+            batch = next(iter(prepared.plan.steps(1)))[0][:show_batch]
+            for index in batch:
+                row = prepared.train.rows[index]
+                click.echo(_colored(prepared.renderer, row.tokens.tolist(), row.start))
+        tokens = round(
+            float(prepared.train.lengths.mean()) * prepared.steps * prepared.plan.batch_size * prepared.plan.accumulate
+        )
+        facts = {
+            "examples": len(prepared.train.rows),
+            "held_out": len(prepared.chosen.held_out),
+            "refused": prepared.train.refused,
+            "rejected": prepared.chosen.rejected,
+            "cut": prepared.train.cut,
+            "steps": prepared.steps,
+            "tokens": tokens,
+        }
+        click.echo(pretty_json(facts).decode().rstrip() if as_json else _facts_text(facts))
+        return
+    expert = train_expert(request)
+    click.echo(pretty_json(dataclasses.asdict(expert)).decode().rstrip() if as_json else _expert_text(expert, out))
+
+
+def expert_options(values: dict[str, Any]) -> ExpertOptions:
+    """Options objects from the values of the flags."""
+
+    def build(kind: Any, **more: Any) -> Any:
+        names = {field.name for field in dataclasses.fields(kind)}
+        return kind(**{name: value for name, value in values.items() if name in names and name not in more}, **more)
+
+    parts = {"lora": build(LoraOptions), "fit": build(FitOptions), "where": build(DeviceOptions)}
+    options: ExpertOptions = build(ExpertOptions, **parts)
+    return options
+
+
+def _facts_text(facts: dict[str, Any]) -> str:
+    rejected = sum(facts["rejected"].values())
+    refused = ", ".join(f"{count} {reason}" for reason, count in facts["refused"].items())
+    return "\n".join(
+        [
+            f"examples     {facts['examples']} to train on, {facts['held_out']} held out",
+            f"refused      {refused or 'none'}; {rejected} rows could not be read",
+            f"cut          {facts['cut']} lose their oldest context",
+            f"steps        {facts['steps']}, about {facts['tokens']} tokens",
+        ]
+    )
+
+
+def _expert_text(expert: Expert, out: Path) -> str:
+    data, result = expert.data, expert.result
+    before, after = result["base_val_nll"], result["val_nll"]
+    fall = 100 * (1 - after / before)
+    return "\n".join(
+        [
+            f"expert       {out}",
+            f"trained on   {data['examples']} examples, {result['steps']} steps",
+            f"held out     {before:.4f} → {after:.4f} nats a token ({-fall:+.1f} %), at step {result['best_step']}",
+            f"parameters   {result['trained_parameters']} of {result['base_parameters']}",
+        ]
+    )
+
+
+def _colored(renderer: Renderer, tokens: list[int], start: int) -> str:
+    """A row as text: what is not learnt dimmed, learnt tokens set apart by `·`."""
+    words = [renderer.tokenizer.decode([token]) for token in tokens]
+    shown = click.style("".join(words[:start]), dim=True)
+    return shown + "·".join(click.style(word, fg="green", bold=True) for word in words[start:]) + "\n"

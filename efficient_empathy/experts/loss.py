@@ -1,0 +1,80 @@
+"""The loss of responses: the vocabulary head runs only where something is supervised."""
+
+import contextlib
+from collections.abc import Iterator
+from typing import Any
+from weakref import WeakKeyDictionary
+
+import torch
+from torch import Tensor, nn
+
+IGNORED = -100
+"""Label of a token that is not supervised."""
+_TOLERANCE = 1e-3
+_PROBE_TOKENS = 16
+
+_is_plain: "WeakKeyDictionary[nn.Module, bool]" = WeakKeyDictionary()
+
+
+def response_nll(model: nn.Module, input_ids: Tensor, attention_mask: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+    """Negative log-likelihood of what is supervised, in nats.
+
+    In a dialogue most tokens are context, and the head over a large vocabulary is a good part of a small model. It is run on
+    supervised positions alone where the model's logits are just its head on its last hidden states; that is tried once a model, and
+    models that do more (scaled or capped logits) go through their own forward.
+
+    Args:
+        model: a causal language model of transformers, with PEFT adapters or without.
+        input_ids: (batch, time), padded on the right.
+        attention_mask: (batch, time), 1 where there is a token.
+        labels: (batch, time), the token itself where it is supervised, else -100.
+
+    Returns:
+        Sums over each row's supervised tokens, float32 (batch,), and how many these are, int64 (batch,).
+    """
+    targets_BT = labels[:, 1:]
+    chosen_BT = targets_BT != IGNORED
+    counts_B = chosen_BT.sum(1)
+    if not bool(chosen_BT.any()):
+        return torch.zeros(len(labels), device=labels.device), counts_B
+    if _has_plain_head(model, input_ids[:1, :_PROBE_TOKENS], attention_mask[:1, :_PROBE_TOKENS]):
+        decoder, head = _parts(model)
+        hidden_BTH = decoder(input_ids=input_ids, attention_mask=attention_mask, use_cache=False)[0]
+        logits_NV = head(hidden_BTH[:, :-1][chosen_BT])
+    else:
+        output = model(input_ids=input_ids, attention_mask=attention_mask, use_cache=False)
+        logits_NV = output.logits[:, :-1][chosen_BT]
+    nll_N = nn.functional.cross_entropy(logits_NV.float(), targets_BT[chosen_BT], reduction="none")
+    rows_N = chosen_BT.nonzero()[:, 0]
+    return torch.zeros(len(labels), device=nll_N.device).index_add(0, rows_N, nll_N), counts_B
+
+
+def _parts(model: Any) -> tuple[nn.Module, nn.Module]:
+    """The decoder without its head, and the head; adapters live inside the decoder."""
+    causal = model.get_base_model() if hasattr(model, "get_base_model") else model
+    return causal.base_model, causal.get_output_embeddings()
+
+
+def _has_plain_head(model: nn.Module, input_ids: Tensor, attention_mask: Tensor) -> bool:
+    """Whether head(decoder(x)) are the model's logits, by trying some tokens."""
+    if model not in _is_plain:
+        decoder, head = _parts(model)
+        if head is None or decoder is model:
+            _is_plain[model] = False
+        else:
+            with torch.no_grad(), _without_dropout(model):
+                inputs = {"input_ids": input_ids, "attention_mask": attention_mask, "use_cache": False}
+                ours, theirs = head(decoder(**inputs)[0]), model(**inputs).logits
+            _is_plain[model] = ours.shape == theirs.shape and torch.allclose(ours, theirs, atol=_TOLERANCE)
+    return _is_plain[model]
+
+
+@contextlib.contextmanager
+def _without_dropout(model: nn.Module) -> Iterator[None]:
+    modes = {module: module.training for module in model.modules()}
+    model.eval()
+    try:
+        yield
+    finally:
+        for module, training in modes.items():
+            module.training = training

@@ -1,0 +1,116 @@
+"""The examples that an expert learns from: a subset, or a control of the same cost."""
+
+import hashlib
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from efficient_empathy.dialogues.types import Example
+from efficient_empathy.distill.labelling import read_examples
+from efficient_empathy.errors import EmpathyError
+from efficient_empathy.experts.options import Control
+from efficient_empathy.manifest import MANIFEST, canonical_json, read_manifest, sha256_bytes
+from efficient_empathy.selection.policies import DISCARDED
+
+
+@dataclass(frozen=True)
+class Chosen:
+    """Examples to train on and to measure on, before they are tokens."""
+
+    train: list[Example]
+    held_out: list[Example]
+    """From conversations that no subset and no control trains on."""
+    own_train: int
+    """Training examples of the subset itself: what the number of steps follows from, for a control as well."""
+    read: dict[str, int]
+    """Examples read, by folder or file."""
+    rejected: dict[str, int]
+    """Rows that could not be read, by reason."""
+    selection: dict[str, Any]
+    """Scorer and policy of the filter run, as its manifest has them; empty for data that no run chose."""
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 over the texts in their order: what a resumed run must find again."""
+        found = [[e.digest for e in part] for part in (self.train, self.held_out)]
+        return sha256_bytes(canonical_json([*found, self.own_train]))
+
+
+def choose(data: Sequence[str], control: Control, holdout: float, seed: int) -> Chosen:
+    """Read the data of one training.
+
+    Args:
+        data: subset folders as ``ee-cli filter`` writes them, or dialogues of any kind.
+        control: see ``ExpertOptions``; any but ``none`` needs one subset folder beside the others of its run.
+        holdout: share of the conversations that is held out, by a hash of the conversation's name alone.
+        seed: draws the random control.
+
+    Raises:
+        EmpathyError: nothing to train on, or a control without the folders that it draws from.
+    """
+    rejected: Counter[str] = Counter()
+    own = _read(data, rejected)
+    read = {Path(name).name or name: len(examples) for name, examples in own.items()}
+    mine = [example for examples in own.values() for example in examples]
+    kept, held_out = _split(mine, holdout)
+    if not kept:
+        raise EmpathyError(
+            f"{', '.join(data)} holds {len(mine)} examples, and none is left to train on beside those held out. Give more."
+        )
+    train = kept
+    if control != "none":
+        siblings = _read([str(folder) for folder in _siblings(data, control)], rejected)
+        read = {Path(name).name: len(examples) for name, examples in siblings.items()}
+        everything, held_out = _split([e for examples in siblings.values() for e in examples], holdout)
+        train = _draw(everything, len(kept), seed) if control == "random" else everything
+    return Chosen(train, held_out, len(kept), read, dict(rejected), _selection(data))
+
+
+def held_out_conversation(name: str, share: float) -> bool:
+    """Whether a conversation is never trained on: a hash of its name, so that all subsets agree."""
+    return int.from_bytes(hashlib.sha256(f"held out:{name}".encode()).digest()[:8]) < share * 2**64
+
+
+def _read(data: Iterable[str], rejected: Counter[str]) -> dict[str, list[Example]]:
+    return {name: list(read_examples([name], "every-turn", rejected)) for name in data}
+
+
+def _split(examples: Iterable[Example], share: float) -> tuple[list[Example], list[Example]]:
+    sides: tuple[list[Example], list[Example]] = ([], [])
+    for example in examples:
+        sides[held_out_conversation(example.dialogue_id, share)].append(example)
+    return sides
+
+
+def _draw(examples: Sequence[Example], count: int, seed: int) -> list[Example]:
+    """Some examples at random; the same ones in whatever order they come."""
+    lots = sorted((hashlib.sha256(f"{seed}:{e.id}:{e.digest}".encode()).digest(), i) for i, e in enumerate(examples))
+    return [examples[index] for index in sorted(index for _, index in lots[:count])]
+
+
+def _selection(data: Sequence[str]) -> dict[str, Any]:
+    """What chose the data: a judge of the outcome that is the same scorer would judge its own choice."""
+    found: dict[str, Any] = {}
+    for name in data:
+        parent = Path(name).resolve().parent
+        if (parent / MANIFEST).is_file():
+            manifest = read_manifest(parent)
+            found |= {key: manifest[key] for key in ("scorer", "policy") if manifest.get(key)}
+    return found
+
+
+def _siblings(data: Sequence[str], control: Control) -> list[Path]:
+    """The folders that a control takes its examples from."""
+    parent = Path(data[0]).resolve().parent
+    if len(data) != 1 or not (parent / MANIFEST).is_file():
+        raise EmpathyError(
+            f"--control {control} draws from all subsets of one filter run: --data must be one folder of such a run, "
+            f"e.g. subsets/sensibility, with its {MANIFEST} one level up."
+        )
+    names = list(read_manifest(parent, "subsets")["subsets"])
+    folders = [parent / name for name in names if (parent / name).is_dir()]
+    if Path(data[0]).resolve() not in folders:
+        raise EmpathyError(f"'{data[0]}' is none of the subsets of '{parent.name}': {', '.join(names)}.")
+    return [folder for folder in folders if control != "union" or folder.name != DISCARDED]

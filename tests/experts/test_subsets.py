@@ -1,0 +1,52 @@
+"""Which examples a training and its controls take."""
+
+import pytest
+
+from efficient_empathy.errors import EmpathyError
+from efficient_empathy.experts.subsets import choose, held_out_conversation
+
+
+def ids(examples):
+    return {example.id for example in examples}
+
+
+def test_the_subset_without_the_held_out_conversations(subsets):
+    found = choose([str(subsets / "sensibility")], "none", 0.2, 0)
+    assert found.read == {"sensibility": 60}
+    assert len(found.train) + len(found.held_out) == 60
+    assert found.own_train == len(found.train)
+    conversations = {example.dialogue_id for example in found.train}
+    assert not conversations & {example.dialogue_id for example in found.held_out}
+    assert all(held_out_conversation(example.dialogue_id, 0.2) for example in found.held_out)
+
+
+def test_random_draws_as_many_from_all_subsets_by_seed(subsets):
+    own = choose([str(subsets / "sensibility")], "none", 0.2, 0)
+    found = choose([str(subsets / "sensibility")], "random", 0.2, 0)
+    assert len(found.train) == len(own.train) == found.own_train
+    assert {example.id.split("-")[0] for example in found.train} == {"sensibility", "rationality", "discarded"}
+    assert ids(found.train) == ids(choose([str(subsets / "sensibility")], "random", 0.2, 0).train)
+    assert ids(found.train) != ids(choose([str(subsets / "sensibility")], "random", 0.2, 1).train)
+
+
+def test_full_and_union(subsets):
+    data = [str(subsets / "sensibility")]
+    own, union, full = (choose(data, control, 0.2, 0) for control in ("none", "union", "full"))
+    assert own.own_train == union.own_train == full.own_train
+    assert ids(own.train) < ids(union.train) < ids(full.train)
+    assert len(full.train) + len(full.held_out) == 120
+    assert len(union.train) + len(union.held_out) == 100
+    # No control trains on what another holds out.
+    assert not ids(full.train) & ids(own.held_out)
+
+
+def test_a_control_needs_the_folders_beside_it(subsets, tmp_path):
+    lonely = tmp_path / "rows.jsonl"
+    lonely.write_text('{"id": "a", "context": ["i lost"], "response": "so sorry"}\n')
+    with pytest.raises(EmpathyError, match="one folder of such a run"):
+        choose([str(lonely)], "random", 0.2, 0)
+    both = [str(subsets / "sensibility"), str(subsets / "rationality")]
+    with pytest.raises(EmpathyError, match="one folder of such a run"):
+        choose(both, "full", 0.2, 0)
+    with pytest.raises(EmpathyError, match="none is left to train on"):
+        choose([str(lonely)], "none", 1.0, 0)

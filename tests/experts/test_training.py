@@ -1,0 +1,185 @@
+"""Training a whole expert on a model of a few thousand parameters: arithmetic, resuming, the folder that comes out."""
+
+import csv
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from tiny_words import make_tokenizer
+
+torch = pytest.importorskip("torch", reason="torch is part of the experts extra")
+pytest.importorskip("peft", reason="peft is part of the experts extra")
+
+from efficient_empathy.dialogues.types import Turn  # noqa: E402
+from efficient_empathy.errors import EmpathyError  # noqa: E402
+from efficient_empathy.experts.artifact import read_expert  # noqa: E402
+from efficient_empathy.experts.checkpoints import SafeCheckpointIO  # noqa: E402
+from efficient_empathy.experts.models import LoadOptions, load_language_model  # noqa: E402
+from efficient_empathy.experts.module import ResponseModule  # noqa: E402
+from efficient_empathy.experts.options import ExpertOptions, FitOptions, LoraOptions  # noqa: E402
+from efficient_empathy.experts.training import ExpertRequest, prepare, train_expert  # noqa: E402
+from efficient_empathy.manifest import changed_files  # noqa: E402
+
+ROOT = Path(__file__).parents[2]
+
+
+def request(subsets, base, out, save_seconds=60.0, **fit):
+    fit = {"batch_size": 4, "accumulate": 1, "learning_rate": 1e-2, "epochs": 2.0, **fit}
+    options = ExpertOptions(base=str(base), holdout=0.2, fit=FitOptions(**fit))
+    return ExpertRequest((str(subsets / "sensibility"),), out, options, save_seconds)
+
+
+def losses(folder):
+    with open(folder / "log.csv", newline="") as file:
+        return [(int(row["step"]), float(row["train/nll"])) for row in csv.DictReader(file)]
+
+
+@pytest.fixture(scope="module")
+def expert(subsets, tiny_lm, tmp_path_factory):
+    """An expert that was trained without interruption."""
+    wanted = request(subsets, tiny_lm, tmp_path_factory.mktemp("experts") / "sensibility")
+    return wanted.out, train_expert(wanted)
+
+
+def gradients(subsets, base, tmp_path, batch_size, accumulate):
+    """Loss and gradients of one step of eight ragged rows, with the arithmetic that training uses."""
+    wanted = request(subsets, base, tmp_path / "x", batch_size=batch_size, accumulate=accumulate)
+    lora = LoraOptions(dropout=0.0)
+    options = ExpertOptions(base=str(base), holdout=0.2, lora=lora, fit=wanted.options.fit)
+    prepared = prepare(ExpertRequest(wanted.data, wanted.out, options))
+    module = ResponseModule(prepared.model, options.fit, 0)
+    module.model.train()
+    with torch.no_grad():  # fresh adapters are zero on one side, and so would half of the gradients be
+        for name, parameter in module.trained().items():
+            if "lora_B" in name:
+                parameter.copy_(torch.linspace(-0.1, 0.1, parameter.numel()).reshape(parameter.shape))
+    pieces = next(iter(prepared.plan.steps(1)))
+    tokens = sum(prepared.train.rows[row].supervised for piece in pieces for row in piece)
+    module._trainer = type("OneDevice", (), {"world_size": 1, "global_rank": 0})()
+    total = 0.0
+    for index, piece in enumerate(pieces):
+        loss = module.training_step({**prepared.train.collate(piece), "step_tokens": tokens}, index) / accumulate
+        loss.backward()
+        total += float(loss.detach())
+    return total, {name: parameter.grad.clone() for name, parameter in module.trained().items()}
+
+
+@pytest.mark.parametrize(("batch_size", "accumulate"), [(2, 4), (4, 2), (1, 8)])
+def test_accumulated_batches_are_one_big_batch(subsets, tiny_lm, tmp_path, batch_size, accumulate):
+    loss, whole = gradients(subsets, tiny_lm, tmp_path, 8, 1)
+    other, divided = gradients(subsets, tiny_lm, tmp_path, batch_size, accumulate)
+    assert other == pytest.approx(loss, abs=1e-5)
+    assert max(float(g.abs().max()) for g in whole.values()) > 1e-3
+    for name, gradient in whole.items():
+        assert torch.allclose(gradient, divided[name], atol=1e-5), name
+
+
+def test_only_the_adapter_is_trained_in_train_mode(subsets, tiny_lm, tmp_path):
+    prepared = prepare(request(subsets, tiny_lm, tmp_path / "x"))
+    module = ResponseModule(prepared.model, FitOptions(), 0)
+    module.on_fit_start()
+    assert all("lora_" in name for name in module.trained())
+    # 2 layers × (q 16→16, k and v 16→8, o 16→16, gate, up 16→32, down 32→16), rank 8: (32+24+24+32+48+48+48) × 8 × 2.
+    assert sum(p.numel() for p in module.trained().values()) == 256 * 8 * 2
+    assert all(m.training for m in prepared.model.modules())
+
+
+def test_the_expert_learns_and_says_so(expert):
+    out, found = expert
+    assert found.result["val_nll"] < 0.8 * found.result["base_val_nll"]
+    assert found.result["steps"] == found.result["planned_steps"] == 26  # 49 to 52 rows, 4 a step, twice
+    assert [step for step, _ in losses(out)] == list(range(1, 27))
+    assert found.data["read"] == {"sensibility": 60}
+    assert found.data["examples"] + found.data["held_out"] == 60
+    assert changed_files(out) == []
+    assert not out.with_name(out.name + ".work").exists()
+    card = (out / "README.md").read_text()
+    assert f"{found.data['examples']:,} dialogue examples" in card
+    assert "control random" in card
+
+
+def test_anyone_can_load_it_with_peft(expert, tiny_lm):
+    from peft import PeftModel
+    from transformers import AutoModelForCausalLM
+
+    out, _ = expert
+    ours = load_language_model(str(out))
+    theirs = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(tiny_lm), str(out)).eval()
+    ids, _ = ours.renderer.prompt([Turn("speaker", "i lost your dog")])
+    inputs = torch.tensor([ids])
+    with torch.no_grad():
+        assert torch.allclose(ours.model(inputs).logits, theirs(inputs).logits, atol=1e-5)
+        base = AutoModelForCausalLM.from_pretrained(tiny_lm)(inputs).logits
+        assert not torch.allclose(ours.model(inputs).logits, base, atol=1e-2)
+    assert ours.description["kind"] == "expert"
+
+
+@pytest.mark.slow
+def test_killed_and_resumed_it_goes_on_as_if_uninterrupted(expert, subsets, tiny_lm, tmp_path):
+    out, _ = expert
+    again = tmp_path / "again" / "sensibility"
+    code = (
+        "import sys; sys.path.insert(0, sys.argv[4])\n"
+        "from pathlib import Path\n"
+        "from test_training import request\n"
+        "from efficient_empathy.experts.training import train_expert\n"
+        "train_expert(request(Path(sys.argv[1]), sys.argv[2], Path(sys.argv[3]), 0.0))"
+    )
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    arguments = [str(subsets), str(tiny_lm), str(again), str(Path(__file__).parent)]
+    process = subprocess.Popen([sys.executable, "-c", code, *arguments], env=environment)
+    work = again.with_name(again.name + ".work")
+    deadline = time.monotonic() + 120
+    while not list(work.glob("last-*.safetensors")):
+        assert process.poll() is None, "it finished before it could be killed"
+        assert time.monotonic() < deadline
+        time.sleep(0.002)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    assert not again.exists()
+    checkpoint = SafeCheckpointIO().load_checkpoint(next(work.glob("last-*.safetensors")))
+    assert 1 <= checkpoint["global_step"] < 26
+    assert all("lora_" in name for name in checkpoint["state_dict"])
+    train_expert(request(subsets, tiny_lm, again))
+    assert [step for step, _ in losses(again)] == list(range(1, 27))
+    for (_, ours), (_, theirs) in zip(losses(again), losses(out), strict=True):
+        assert ours == pytest.approx(theirs, abs=1e-5)
+    measured = [read_expert(folder)[0].result["measurements"] for folder in (again, out)]
+    assert [step for step, _ in measured[0]] == [step for step, _ in measured[1]] == [0, 6, 12, 18, 24, 26]
+    assert [nll for _, nll in measured[0]] == pytest.approx([nll for _, nll in measured[1]], abs=1e-5)
+
+
+def test_gradient_checkpointing_changes_nothing(expert, subsets, tiny_lm, tmp_path):
+    out, _ = expert
+    wanted = request(subsets, tiny_lm, tmp_path / "e", gradient_checkpointing=True, max_steps=4)
+    train_expert(wanted)
+    first = [loss for _, loss in losses(out)][:1]
+    assert losses(wanted.out)[0][1] == pytest.approx(first[0], abs=1e-5)
+    assert len(losses(wanted.out)) == 4
+
+
+def test_a_changed_file_or_another_base_is_refused(expert, tmp_path, make_tiny_lm):
+    out, _ = expert
+    other = tmp_path / "other-lm"
+    make_tiny_lm(seed=1).save_pretrained(other, safe_serialization=True)
+    make_tokenizer().save_pretrained(other)
+    with pytest.raises(EmpathyError, match="is another model"):
+        load_language_model(str(out), LoadOptions(base=str(other)))
+    copy = tmp_path / "copy"
+    shutil.copytree(out, copy)
+    weights = copy / "adapter_model.safetensors"
+    data = bytearray(weights.read_bytes())
+    data[-1] ^= 1
+    weights.write_bytes(data)
+    with pytest.raises(EmpathyError, match=r"adapter_model.safetensors.*has changed"):
+        load_language_model(str(copy))
+
+
+def test_an_existing_folder_is_left_alone(subsets, tiny_lm, tmp_path):
+    with pytest.raises(EmpathyError, match="already there"):
+        train_expert(request(subsets, tiny_lm, tmp_path))
