@@ -2,10 +2,11 @@
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 import click
 
+from efficient_empathy.errors import EmpathyError
 from efficient_empathy.manifest import pretty_json
 from efficient_empathy.scorer.engine import describe_run, run
 from efficient_empathy.scorer.job import EXAMPLE_MODES, OUTPUT_FORMATS, Job, Route
@@ -47,7 +48,13 @@ _OPTIONS = (
         help="Which model file.",
     ),
     click.option(
-        "--threads", type=click.IntRange(min=1), default=None, help="Threads of the CPU; default: all usable cores."
+        "--workers", default="auto", show_default=True, metavar="N|auto", help="Processes that rate; auto: one a core."
+    ),
+    click.option(
+        "--threads",
+        type=click.IntRange(min=1),
+        default=None,
+        help="Threads of each worker; default: the cores divided among the workers.",
     ),
     click.option(
         "--max-rejected",
@@ -105,6 +112,7 @@ def rate(
         format=options["output_format"],
         max_rejected=options["max_rejected"],
         overwrite=options["overwrite"],
+        workers=_workers(options["workers"]),
     )
     scorer = Scorer.load(
         options["scorer_folder"], device=options["device"], precision=options["precision"], threads=options["threads"]
@@ -116,6 +124,16 @@ def rate(
     if outcome.already_done:
         click.echo(f"Already done: '{out}' holds the finished result of this very run.", err=True)
     click.echo(pretty_json(outcome.manifest).decode().rstrip() if as_json else subsets_summary(outcome.manifest, out))
+
+
+def _workers(text: str) -> int | Literal["auto"]:
+    """The number of workers, which may also stand in a file or a variable; ``Job`` checks its range."""
+    if text == "auto":
+        return "auto"
+    try:
+        return int(text)
+    except ValueError:
+        raise EmpathyError(f"--workers must be auto or a whole number from 1, not '{text}'.") from None
 
 
 def _show_plan(plan: dict[str, Any], as_json: bool) -> None:

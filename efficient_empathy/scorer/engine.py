@@ -1,11 +1,11 @@
 """Rates every dialogue of some inputs: unit by unit, in bounded memory, continued where a killed run stopped."""
 
+import contextlib
 import datetime
-import os
 import platform
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -19,6 +19,8 @@ from efficient_empathy.scorer.outputs import writing
 from efficient_empathy.scorer.progress import Progress, Quiet
 from efficient_empathy.scorer.rating import rate_unit
 from efficient_empathy.scorer.results import UnitResult, add_up, most_common_reject, progress_counts, read_result
+from efficient_empathy.scorer.session import usable_cores
+from efficient_empathy.scorer.workers import WorkerPlan, plan_workers, rate_in_processes
 
 _ENGINE = 1
 """Raised when the same job would give other bytes, so that old and new units are never mixed."""
@@ -65,12 +67,14 @@ def run(job: Job, scorer: RatesExamples, route: Route | None = None, progress: P
         with writing(job.out):
             runfolder.temporary_folder(job.out).mkdir()
         started = time.time()
+        workers = plan_workers(job, scorer, len(pending))
         with progress or Quiet() as told:
             told.start(_weights(units, plan["inputs"]), results, progress_counts(results.values()))
-            for result in _rate(job, pending, scorer, route, told.chunk):
-                results[result.unit["index"]] = result
-                told.unit_done(result.unit["index"])
-                _check_rejected(job, results, finished=False)
+            with contextlib.closing(_rate(job, pending, scorer, route, workers, told.chunk)) as fresh_results:
+                for result in fresh_results:
+                    results[result.unit["index"]] = result
+                    told.unit_done(result.unit["index"])
+                    _check_rejected(job, results, finished=False)
         _check_rejected(job, results, finished=True)
         if (changed := runfolder.changed_input(plan["inputs"])) is not None:
             raise EmpathyError(
@@ -79,7 +83,7 @@ def run(job: Job, scorer: RatesExamples, route: Route | None = None, progress: P
         ordered = [results[unit.index] for unit in units]
         manifest = _finish(job, scorer, route, plan, ordered)
         fresh = sum(sum(results[unit.index].examples.values()) for unit in pending)
-        _write_run_facts(job, started, fresh, ordered)
+        _write_run_facts(job, started, fresh, ordered, workers)
         return Outcome(manifest, already_done=False)
 
 
@@ -147,8 +151,12 @@ def _rate(
     units: Sequence[Unit],
     scorer: RatesExamples,
     route: Route | None,
-    on_chunk: Callable[[dict[str, int]], None],
-) -> Iterator[UnitResult]:
+    plan: WorkerPlan,
+    on_chunk: Callable[[Mapping[str, int]], None],
+) -> Generator[UnitResult, None, None]:
+    if plan.workers > 1:
+        yield from rate_in_processes(job, units, scorer, route, plan, on_chunk)
+        return
     for unit in units:
         yield rate_unit(job, unit, scorer, route, on_chunk)
 
@@ -192,7 +200,9 @@ def _finish(
     return read_manifest(job.out)
 
 
-def _write_run_facts(job: Job, started: float, examples: int, results: Sequence[UnitResult]) -> None:
+def _write_run_facts(
+    job: Job, started: float, examples: int, results: Sequence[UnitResult], workers: WorkerPlan
+) -> None:
     """Times and the host: what differs from run to run, and so is no part of the manifest."""
     seconds = time.time() - started
     facts = {
@@ -201,7 +211,8 @@ def _write_run_facts(job: Job, started: float, examples: int, results: Sequence[
         "examples": examples,
         "examples_per_second": round(examples / seconds, 1) if seconds > 0 else None,
         "providers": results[-1].providers if results else [],
-        "cores": os.cpu_count(),
+        "cores": usable_cores(),
+        **asdict(workers),
         "platform": platform.platform(),
     }
     write_atomic(job.out / runfolder.RUN_FACTS, pretty_json(facts))

@@ -77,6 +77,9 @@ class Job:
     """About how much of a file is read, written and, after a kill, repeated as a whole."""
     chunk: int = 2000
     """Examples that are scored and held in memory at a time."""
+    workers: int | Literal["auto"] = 1
+    """Processes that rate, each a unit at a time; ``auto`` is one a core. More than one in a script of your own needs its
+    main part under ``if __name__ == "__main__"``. What is written does not depend on it."""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "inputs", tuple(str(path) for path in self.inputs))
@@ -92,6 +95,8 @@ class Job:
         for name in ("unit_bytes", "chunk"):
             if getattr(self, name) < 1:
                 raise EmpathyError(f"{name} must be at least 1, not {getattr(self, name)}.")
+        if self.workers != "auto" and (not isinstance(self.workers, int) or self.workers < 1):
+            raise EmpathyError(f"workers must be auto or at least 1, not {self.workers}.")
 
 
 def folders_of(route: Route | None) -> tuple[str, ...]:

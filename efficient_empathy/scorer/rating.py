@@ -1,6 +1,7 @@
 """Rates one unit: reads it, scores it in chunks, routes each example, and commits its files."""
 
-from collections.abc import Callable, Sequence
+import os
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,7 @@ def rate_unit(
     unit: Unit,
     scorer: RatesExamples,
     route: Route | None,
-    on_chunk: Callable[[dict[str, int]], None] | None = None,
+    on_chunk: Callable[[Mapping[str, int]], None] | None = None,
 ) -> UnitResult:
     """Rate one unit and write its files and, last of all, the record that makes it done.
 
@@ -62,7 +63,8 @@ def _new_part(job: Job, unit: Unit, subset: str) -> Part:
 
 
 def _temporary(job: Job, unit: Unit, subset: str) -> Path:
-    return runfolder.temporary_folder(job.out) / f"{unit.index:05d}.{subset}"
+    # The process is part of the name: two that were to rate the same unit would still not write to one file.
+    return runfolder.temporary_folder(job.out) / f"{unit.index:05d}.{subset}.{os.getpid()}"
 
 
 def _reject_line(reject: Reject) -> bytes:
@@ -77,7 +79,7 @@ def _score_and_write(
     route: Route | None,
     parts: dict[str, Part],
     result: UnitResult,
-    on_chunk: Callable[[dict[str, int]], None] | None,
+    on_chunk: Callable[[Mapping[str, int]], None] | None,
 ) -> None:
     if not waiting:
         return

@@ -1,5 +1,6 @@
 """``Scorer``: loads a scorer folder and rates examples, with the run-time dependencies alone."""
 
+import copy
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,7 @@ from efficient_empathy.errors import EmpathyError
 from efficient_empathy.scorer.artifact import TOKENIZER_FILE, ScorerSpec, read_artifact
 from efficient_empathy.scorer.batching import token_budget_batches
 from efficient_empathy.scorer.encoding import Encoder, load_tokenizer
-from efficient_empathy.scorer.session import open_session, run_batch
+from efficient_empathy.scorer.session import check_device, open_session, run_batch
 
 _MAX_BATCH_TOKENS = 2048
 """Tokens in one batch: larger ones leave the second-level cache of ordinary CPUs and run slower a token."""
@@ -70,7 +71,8 @@ class Scorer:
                 f"'{folder}' has no precision '{precision}' in tier '{chosen}'; it has: {', '.join(files)}."
             )
         scorer = cls(Path(folder).absolute(), spec, digest, chosen, precision, {"device": device, "threads": threads})
-        if device != "auto":
+        check_device(device)
+        if device == "cuda":
             scorer._open()  # a device that cannot be had is said now, not after the data has been read
         return scorer
 
@@ -88,6 +90,22 @@ class Scorer:
     def providers(self) -> list[str]:
         """The execution providers that really run, first choice first."""
         return list(self._open().get_providers())
+
+    @property
+    def device(self) -> str:
+        """``cuda`` where that is what will be tried first, else ``cpu``."""
+        return "cuda" if self._options["device"] == "cuda" or _cuda_first(self._options["device"]) else "cpu"
+
+    @property
+    def threads(self) -> int | None:
+        """Threads inside one operator, as asked for; None takes all usable cores."""
+        return self._options["threads"]
+
+    def with_threads(self, threads: int) -> "Scorer":
+        """The same scorer with another number of threads inside one operator."""
+        other = copy.copy(self)
+        other._options = {**self._options, "threads": threads}
+        return other
 
     def score(self, examples: Sequence[Example], on_batch: Callable[[int], None] | None = None) -> np.ndarray:
         """Rate examples.

@@ -33,8 +33,7 @@ def open_session(model: Path, device: str = "auto", threads: int | None = None) 
         raise MissingExtraError(
             "ONNX Runtime is not installed. Install it with: pip install 'efficient-empathy[cpu]' (or [gpu], never both)."
         ) from error
-    if device not in DEVICES:
-        raise EmpathyError(f"device must be one of {', '.join(DEVICES)}, not '{device}'.")
+    check_device(device)
     offered = ort.get_available_providers()
     if device == "cuda" and "CUDAExecutionProvider" not in offered:
         raise EmpathyError(
@@ -55,6 +54,12 @@ def open_session(model: Path, device: str = "auto", threads: int | None = None) 
             "CUDA is offered by ONNX Runtime but did not start: scoring on the CPU. 'ee-cli doctor' says more."
         )
     return session
+
+
+def check_device(device: str) -> None:
+    """Raise EmpathyError for a device that is none of ``DEVICES``."""
+    if device not in DEVICES:
+        raise EmpathyError(f"device must be one of {', '.join(DEVICES)}, not '{device}'.")
 
 
 def _create(ort: Any, model: Path, providers: Sequence[str], threads: int | None) -> Any:
