@@ -54,10 +54,10 @@ def run(job: Job, scorer: RatesExamples, route: Route | None = None, progress: P
     check_scorer(scorer, route)
     paths = find_files(job.inputs)
     runfolder.check_places(job.out, job.inputs, paths)
-    if runfolder.read_plan(job.out) is None:
-        plan_units(job.inputs, job.unit_bytes)  # what is wrong with the inputs is said before a folder is made
+    # In a new folder the inputs are cut first: what is wrong with them is said before the folder is made.
+    cut = plan_units(job.inputs, job.unit_bytes) if runfolder.read_plan(job.out) is None else None
     with runfolder.opened(job.out):
-        plan = _prepare(job, scorer, route, paths)
+        plan = _prepare(job, scorer, route, paths, cut)
         units = [Unit(**unit) for unit in plan["units"]]
         results = {unit.index: result for unit in units if (result := read_result(job.out, unit)) is not None}
         pending = [unit for unit in units if unit.index not in results]
@@ -111,7 +111,9 @@ def describe_run(job: Job, scorer: RatesExamples, route: Route | None = None) ->
     }
 
 
-def _prepare(job: Job, scorer: RatesExamples, route: Route | None, paths: Sequence[str]) -> dict[str, Any]:
+def _prepare(
+    job: Job, scorer: RatesExamples, route: Route | None, paths: Sequence[str], cut: Sequence[Unit] | None
+) -> dict[str, Any]:
     """See that the folder is new, or holds the beginning of this very run; note the plan in it."""
     old = runfolder.read_plan(job.out)
     plan = {
@@ -129,7 +131,10 @@ def _prepare(job: Job, scorer: RatesExamples, route: Route | None, paths: Sequen
             "Choose another folder with -o, or start over in this one with --overwrite."
         )
     # Cutting the inputs takes a pass over them: a run that goes on takes the units of the run it continues.
-    plan["units"] = old["units"] if old and not found else [asdict(u) for u in plan_units(job.inputs, job.unit_bytes)]
+    if old and not found:
+        plan["units"] = old["units"]
+    else:
+        plan["units"] = [asdict(unit) for unit in cut or plan_units(job.inputs, job.unit_bytes)]
     if old is not None and job.overwrite:
         runfolder.wipe(job.out, old)
     runfolder.remove_leftovers(job.out)
@@ -185,7 +190,7 @@ def _finish(
     job: Job, scorer: RatesExamples, route: Route | None, plan: dict[str, Any], results: Sequence[UnitResult]
 ) -> dict[str, Any]:
     totals = add_up(results, scorer.dimensions)
-    files = [part["file"] for result in results for part in result.parts]
+    files = {part["file"]: part["sha256"] for result in results for part in result.parts}
     body = {
         "inputs": [{key: record[key] for key in ("path", "bytes", "sha256")} for record in plan["inputs"]],
         "scorer": describe_scorer(scorer),

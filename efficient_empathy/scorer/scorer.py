@@ -10,7 +10,7 @@ import numpy as np
 from efficient_empathy.dialogues.types import Example
 from efficient_empathy.errors import EmpathyError
 from efficient_empathy.scorer.artifact import TOKENIZER_FILE, ScorerSpec, read_artifact
-from efficient_empathy.scorer.batching import token_budget_batches
+from efficient_empathy.scorer.batching import TokenBudget, TokenCount, run_batches
 from efficient_empathy.scorer.encoding import Encoder, load_tokenizer
 from efficient_empathy.scorer.session import check_device, open_session, run_batch
 
@@ -33,7 +33,10 @@ class Scorer:
         """SHA-256 of the folder's manifest: names this very scorer in every output."""
         self.tier = tier
         self.precision = precision
+        self.tokens = TokenCount()
+        """What this object has computed so far, with and without padding."""
         self._options = dict(options)
+        self._budget = TokenBudget(_MAX_BATCH_TOKENS)
         self._session: Any = None
         self._encoder: Encoder | None = None
 
@@ -123,10 +126,13 @@ class Scorer:
         session = self._open()
         encoder = self._get_encoder()
         encoded = encoder.encode(examples)
-        for rows in token_budget_batches(encoded.lengths, _MAX_BATCH_TOKENS):
+
+        def run(rows: np.ndarray) -> None:
             scores[rows] = run_batch(session, encoded.batch(rows, encoder.spec.pad))
             if on_batch is not None:
                 on_batch(len(rows))
+
+        self.tokens += run_batches(encoded.lengths, self._budget, run)
         return scores
 
     def _open(self) -> Any:
