@@ -14,6 +14,7 @@ from efficient_empathy.dialogues.files import find_files
 from efficient_empathy.errors import EmpathyError
 from efficient_empathy.manifest import MANIFEST, pretty_json, read_manifest, versions, write_atomic, write_manifest
 from efficient_empathy.scorer import runfolder
+from efficient_empathy.scorer.batching import TokenCount
 from efficient_empathy.scorer.job import Job, RatesExamples, Route, check_scorer, describe_scorer, folders_of
 from efficient_empathy.scorer.outputs import writing
 from efficient_empathy.scorer.progress import Progress, Quiet
@@ -195,10 +196,11 @@ def _finish(
         "inputs": [{key: record[key] for key in ("path", "bytes", "sha256")} for record in plan["inputs"]],
         "scorer": describe_scorer(scorer),
         "ran_on": sorted({", ".join(result.providers) for result in results if result.providers}),
+        "tokenizer": sorted({result.tokenizer for result in results if result.tokenizer}),
         "policy": plan["policy"],
         "options": {**plan["options"], "max_rejected": job.max_rejected},
         **totals,
-        "versions": versions("numpy", "orjson", "pyarrow", "tokenizers", "onnxruntime", "onnxruntime-gpu"),
+        "versions": versions("numpy", "orjson", "pyarrow", "tokenizers", "tokie", "onnxruntime", "onnxruntime-gpu"),
     }
     runfolder.remove_leftovers(job.out)
     write_manifest(job.out, "scored" if route is None else "subsets", body, files)
@@ -210,6 +212,7 @@ def _write_run_facts(
 ) -> None:
     """Times and the host: what differs from run to run, and so is no part of the manifest."""
     seconds = time.time() - started
+    tokens = sum((TokenCount(**result.tokens) for result in results), TokenCount())
     facts = {
         "started": datetime.datetime.fromtimestamp(started, datetime.UTC).isoformat(timespec="seconds"),
         "seconds": round(seconds, 3),
@@ -218,6 +221,8 @@ def _write_run_facts(
         "providers": results[-1].providers if results else [],
         "cores": usable_cores(),
         **asdict(workers),
+        "tokens": tokens.real,
+        "padding_share": round(tokens.padding_share, 4),
         "platform": platform.platform(),
     }
     write_atomic(job.out / runfolder.RUN_FACTS, pretty_json(facts))

@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +35,7 @@ def rate_unit(
     result = UnitResult.of(unit, subsets, len(scorer.dimensions))
     rejects = JsonlPart(_temporary(job, unit, runfolder.REJECTED))
     parts = {subset: _new_part(job, unit, subset) for subset in subsets}
+    tokens_before = getattr(scorer, "tokens", None)
     waiting: list[tuple[Record, Example]] = []
     for item in read_unit(unit):
         if isinstance(item, Reject):
@@ -50,6 +52,9 @@ def rate_unit(
     finished.append(rejects.finish(job.out / runfolder.REJECTED / f"part-{unit.index:05d}.jsonl"))
     result.parts = [part for part in finished if part is not None]
     result.providers = list(getattr(scorer, "providers", ()))
+    result.tokenizer = getattr(scorer, "tokenizer", "")
+    if tokens_before is not None:
+        result.tokens = asdict(scorer.tokens - tokens_before)  # type: ignore[attr-defined]
     result.write(job.out)
     return result
 
