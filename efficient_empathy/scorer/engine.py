@@ -69,8 +69,11 @@ def run(job: Job, scorer: RatesExamples, route: Route | None = None, progress: P
             runfolder.temporary_folder(job.out).mkdir()
         started = time.time()
         workers = plan_workers(job, scorer, len(pending))
+        weights = _weights(units, plan["inputs"])
+        if workers.workers > 1:  # the heaviest first, so that no worker is left alone with one at the end
+            pending.sort(key=lambda unit: -weights[unit.index])
         with progress or Quiet() as told:
-            told.start(_weights(units, plan["inputs"]), results, progress_counts(results.values()))
+            told.start(weights, results, progress_counts(results.values()))
             with contextlib.closing(_rate(job, pending, scorer, route, workers, told.chunk)) as fresh_results:
                 for result in fresh_results:
                     results[result.unit["index"]] = result
