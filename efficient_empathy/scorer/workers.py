@@ -175,7 +175,8 @@ def _interrupts_ignored() -> Iterator[None]:
     try:
         yield
     finally:
-        signal.signal(signal.SIGINT, before)
+        # None: something outside of Python handles it, which cannot be put back from here.
+        signal.signal(signal.SIGINT, signal.SIG_DFL if before is None else before)
 
 
 def _work(connection: Connection, job: Job, scorer: Any, route: Route | None, threads: int) -> None:
