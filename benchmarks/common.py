@@ -21,7 +21,7 @@ class Cost:
     seconds: float
     """Wall clock."""
     peak_mb: float
-    """Largest resident set of the process, in MB of 10^6 bytes."""
+    """Largest resident set of the process, or with ``run_watched`` of all its processes together, in MB of 10^6 bytes."""
 
 
 def read_rows(name: str) -> list[dict]:
@@ -42,6 +42,38 @@ def run_command(arguments: list[str]) -> Cost:
     if os.waitstatus_to_exitcode(status) != 0:
         sys.exit(f"ee-cli {' '.join(arguments)} failed")
     return Cost(seconds, usage.ru_maxrss * 1024 / 1e6)
+
+
+def run_watched(arguments: list[str]) -> Cost:
+    """Run ``ee-cli`` as ``run_command`` does, and watch the memory of all its processes, 20 times a second."""
+    start = time.perf_counter()
+    process = subprocess.Popen([sys.executable, "-c", "from efficient_empathy.cli import main; main()", *arguments])
+    peak = 0
+    while process.poll() is None:
+        peak = max(peak, sum(map(resident_bytes, tree_of(process.pid))))
+        time.sleep(0.05)
+    if process.returncode != 0:
+        sys.exit(f"ee-cli {' '.join(arguments)} failed")
+    return Cost(time.perf_counter() - start, peak / 1e6)
+
+
+def tree_of(pid: int) -> list[int]:
+    """A process and all that it has started (Linux)."""
+    children = []
+    for tasks in Path(f"/proc/{pid}/task").glob("*/children"):
+        try:
+            children += [int(child) for child in tasks.read_text().split()]
+        except OSError:
+            continue  # it has ended
+    return [pid, *(found for child in children for found in tree_of(child))]
+
+
+def resident_bytes(pid: int) -> int:
+    """Resident set of a process; 0 once it has ended."""
+    try:
+        return int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+    except OSError:
+        return 0
 
 
 def write_result(name: str, result: dict) -> None:

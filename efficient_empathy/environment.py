@@ -19,6 +19,7 @@ _PURPOSES = {
     "distill": "judging and training scorers",
     "experts": "tuning language models, their answers, evaluation",
     "llama": "GGUF models as judges and bases",
+    "fast-tokenizer": "faster tokenising",
     "dev": "tests and checks",
 }
 _RIVALS = (("onnxruntime", ("onnxruntime", "onnxruntime-gpu")), ("faiss", ("faiss-cpu", "faiss-gpu", "faiss-gpu-cu12")))

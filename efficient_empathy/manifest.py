@@ -6,7 +6,7 @@ import importlib.metadata
 import os
 import platform
 import tempfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -90,12 +90,19 @@ def file_hashes(folder: Path, names: Iterable[str]) -> dict[str, str]:
     return {name: sha256_file(Path(folder) / name) for name in sorted(names)}
 
 
-def write_manifest(folder: Path, kind: str, body: dict[str, Any], files: Iterable[str]) -> None:
+def write_manifest(folder: Path, kind: str, body: dict[str, Any], files: Iterable[str] | Mapping[str, str]) -> None:
     """Write ``manifest.json``: the kind of folder, what the caller knows of its making, and the hash of each file.
 
     The manifest holds no times, so that the same work gives the same bytes.
+
+    Args:
+        folder: where it goes.
+        kind: of folder.
+        body: what else the manifest says.
+        files: paths relative to the folder, to be hashed; or with the SHA-256 that each had when it was written.
     """
-    record = {"kind": kind, "format": 1, **body, "files": file_hashes(folder, files)}
+    hashes = dict(sorted(files.items())) if isinstance(files, Mapping) else file_hashes(folder, files)
+    record = {"kind": kind, "format": 1, **body, "files": hashes}
     write_atomic(Path(folder) / MANIFEST, pretty_json(record))
 
 

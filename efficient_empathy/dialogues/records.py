@@ -13,6 +13,7 @@ from efficient_empathy.dialogues.types import Dialogue, Example
 
 FIELD_PREFIX = "ee_"
 """What the names of added fields begin with."""
+_OLD_FIELD, _ESCAPE = b'"' + FIELD_PREFIX.encode(), b"\\u"
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,8 +54,8 @@ def with_fields(record: Record, fields: Mapping[str, Any]) -> bytes:
         fields: new fields by name, each beginning with ``ee_``.
     """
     row = record.row
-    has_old = any(key.startswith(FIELD_PREFIX) for key in row)
-    added = orjson.dumps(dict(fields), option=orjson.OPT_SERIALIZE_NUMPY)
+    has_old = _has_old_fields(record)
+    added = orjson.dumps(fields if type(fields) is dict else dict(fields), option=orjson.OPT_SERIALIZE_NUMPY)
     if record.raw is not None and not has_old:
         kept = record.raw.strip()
     else:
@@ -65,6 +66,13 @@ def with_fields(record: Record, fields: Mapping[str, Any]) -> bytes:
         return kept
     head = kept[:-1].rstrip()
     return head + (b"" if head == b"{" else b",") + added[1:]
+
+
+def _has_old_fields(record: Record) -> bool:
+    raw = record.raw
+    if raw is not None and _OLD_FIELD not in raw and _ESCAPE not in raw:
+        return False  # such a key would be seen in the bytes, which is looked up faster
+    return any(key.startswith(FIELD_PREFIX) for key in record.row)
 
 
 def row_json(row: Mapping[str, Any]) -> bytes:

@@ -1,5 +1,6 @@
 """Units: the pieces of the inputs that are read, resumed and handed out as a whole."""
 
+import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
@@ -7,11 +8,12 @@ from typing import Literal
 import orjson
 
 from efficient_empathy.dialogues.blocks import DamagedFileError, unpack
-from efficient_empathy.dialogues.files import KNOWN, container_of, find_files, open_file
+from efficient_empathy.dialogues.files import KNOWN, container_of, find_files, is_url, open_file
 from efficient_empathy.dialogues.tables import plan_batches, plan_row_groups
 from efficient_empathy.errors import EmpathyError
 
 UnitKind = Literal["lines", "whole", "row-groups", "batches"]
+_LARGEST_UNIT, _SMALLEST_UNIT, _UNITS = 8 << 20, 1 << 20, 64
 _SCAN_BYTES = 8 << 20
 _PEEK_BYTES = 1 << 16
 
@@ -34,24 +36,32 @@ class Unit:
     """Number of the first line or row, from 1."""
 
 
-def plan_units(inputs: Sequence[str], unit_bytes: int = 8 << 20) -> list[Unit]:
+def plan_units(inputs: Sequence[str], unit_bytes: int | None = _LARGEST_UNIT) -> list[Unit]:
     """Cut the inputs into units; the same files give the same units.
 
     Args:
         inputs: files, folders, globs or URLs, see ``find_files``.
         unit_bytes: size of a unit, in bytes, at least 1; a unit ends with the line, row group or batch that reaches it.
+            None takes a 64th of the inputs, from 1 to 8 MiB, so that several workers end at about the same time.
 
     Raises:
         EmpathyError: an input is missing, of no known container or damaged, or all of them are empty.
     """
-    if unit_bytes < 1:
+    if unit_bytes is not None and unit_bytes < 1:
         raise EmpathyError(f"unit_bytes must be at least 1, not {unit_bytes}.")
     paths = find_files(inputs)
-    units = [unit for path in paths for unit in _units_of(path, unit_bytes)]
+    size = _shared_out(paths) if unit_bytes is None else unit_bytes
+    units = [unit for path in paths for unit in _units_of(path, size)]
     if not units:
         names = ", ".join(f"'{path}'" for path in paths[:3]) + (f" and {len(paths) - 3} more" if len(paths) > 3 else "")
         raise EmpathyError(f"the input is empty: {names} {'holds' if len(paths) == 1 else 'hold'} no rows.")
     return [replace(unit, index=index) for index, unit in enumerate(units)]
+
+
+def _shared_out(paths: Sequence[str]) -> int:
+    if any(is_url(path) for path in paths):
+        return _LARGEST_UNIT  # asking for every size takes its time
+    return min(_LARGEST_UNIT, max(_SMALLEST_UNIT, sum(map(os.path.getsize, paths)) // _UNITS))
 
 
 def _units_of(path: str, unit_bytes: int) -> Iterator[Unit]:

@@ -2,16 +2,18 @@
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 import click
 
+from efficient_empathy.errors import EmpathyError
 from efficient_empathy.manifest import pretty_json
 from efficient_empathy.scorer.engine import describe_run, run
 from efficient_empathy.scorer.job import EXAMPLE_MODES, OUTPUT_FORMATS, Job, Route
-from efficient_empathy.scorer.progress import progress_for
+from efficient_empathy.scorer.progress import PROGRESS, progress_for
 from efficient_empathy.scorer.scorer import Scorer
 from efficient_empathy.scorer.summary import subsets_summary, text_table
+from efficient_empathy.scorer.tokenising import TOKENIZERS
 
 _Function = TypeVar("_Function", bound=Callable[..., Any])
 
@@ -47,7 +49,20 @@ _OPTIONS = (
         help="Which model file.",
     ),
     click.option(
-        "--threads", type=click.IntRange(min=1), default=None, help="Threads of the CPU; default: all usable cores."
+        "--workers", default="auto", show_default=True, metavar="N|auto", help="Processes that rate; auto: one a core."
+    ),
+    click.option(
+        "--threads",
+        type=click.IntRange(min=1),
+        default=None,
+        help="Threads of each worker; default: the cores divided among the workers.",
+    ),
+    click.option(
+        "--tokenizer",
+        type=click.Choice(TOKENIZERS),
+        default="auto",
+        show_default=True,
+        help="Which library tokenises; auto: tokie where it is installed and gives the same ids.",
     ),
     click.option(
         "--max-rejected",
@@ -57,6 +72,13 @@ _OPTIONS = (
         help="Share of unreadable rows at which to stop; 1 never stops.",
     ),
     click.option("--overwrite", is_flag=True, help="Start over in a folder that another run has written."),
+    click.option(
+        "--progress",
+        type=click.Choice(PROGRESS),
+        default="auto",
+        show_default=True,
+        help="On stderr; auto: a bar on a terminal, else nothing; lines: for logs; json: events for machines.",
+    ),
     click.option("--json", "as_json", is_flag=True, help="Print the manifest as JSON instead of the table."),
     click.option("--dry-run", is_flag=True, help="Print what would be done, and stop."),
 )
@@ -105,17 +127,32 @@ def rate(
         format=options["output_format"],
         max_rejected=options["max_rejected"],
         overwrite=options["overwrite"],
+        workers=_workers(options["workers"]),
     )
     scorer = Scorer.load(
-        options["scorer_folder"], device=options["device"], precision=options["precision"], threads=options["threads"]
+        options["scorer_folder"],
+        device=options["device"],
+        precision=options["precision"],
+        threads=options["threads"],
+        tokenizer=options["tokenizer"],
     )
     if dry_run:
         _show_plan(describe_run(job, scorer, route), as_json)
         return
-    outcome = run(job, scorer, route, progress_for(lambda line: click.echo(line, err=True)))
+    outcome = run(job, scorer, route, progress_for(lambda line: click.echo(line, err=True), options["progress"]))
     if outcome.already_done:
         click.echo(f"Already done: '{out}' holds the finished result of this very run.", err=True)
     click.echo(pretty_json(outcome.manifest).decode().rstrip() if as_json else subsets_summary(outcome.manifest, out))
+
+
+def _workers(text: str) -> int | Literal["auto"]:
+    """The number of workers, which may also stand in a file or a variable; ``Job`` checks its range."""
+    if text == "auto":
+        return "auto"
+    try:
+        return int(text)
+    except ValueError:
+        raise EmpathyError(f"--workers must be auto or a whole number from 1, not '{text}'.") from None
 
 
 def _show_plan(plan: dict[str, Any], as_json: bool) -> None:

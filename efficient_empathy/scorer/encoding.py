@@ -8,14 +8,13 @@ alone is too long.
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain
-from pathlib import Path
 from typing import Any
 
 import numpy as np
-from tokenizers import Tokenizer
 
 from efficient_empathy.dialogues.types import Example
 from efficient_empathy.errors import EmpathyError
+from efficient_empathy.scorer.tokenising import Tokenises
 
 _SPECIAL_POSITIONS = 3
 """CLS, the SEP between context and response, the final SEP."""
@@ -69,7 +68,7 @@ class Encoded:
 class Encoder:
     """Turns examples into token ids by an ``EncodingSpec``; each different text is tokenised once a call."""
 
-    def __init__(self, tokenizer: Tokenizer, spec: EncodingSpec):
+    def __init__(self, tokenizer: Tokenises, spec: EncodingSpec):
         # A tokenizer file may ask for padding or cutting (the default backbone's pads to 128): both are ours to do.
         tokenizer.no_padding()
         tokenizer.no_truncation()
@@ -98,18 +97,6 @@ class Encoder:
         unique = list(dict.fromkeys(texts))
         encodings = self._tokenizer.encode_batch_fast(unique, add_special_tokens=False)
         return {text: encoding.ids for text, encoding in zip(unique, encodings, strict=True)}
-
-
-def load_tokenizer(path: Path) -> Tokenizer:
-    """Read a ``tokenizer.json``.
-
-    Raises:
-        EmpathyError: the file is not a tokenizer.
-    """
-    try:
-        return Tokenizer.from_file(str(path))
-    except Exception as error:
-        raise EmpathyError(f"'{path}' is not a tokenizer file: {error}. Distil the scorer again.") from error
 
 
 def spec_from_json(record: Mapping[str, Any]) -> EncodingSpec:

@@ -1,11 +1,11 @@
 """Rates every dialogue of some inputs: unit by unit, in bounded memory, continued where a killed run stopped."""
 
+import contextlib
 import datetime
-import os
 import platform
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -14,11 +14,14 @@ from efficient_empathy.dialogues.files import find_files
 from efficient_empathy.errors import EmpathyError
 from efficient_empathy.manifest import MANIFEST, pretty_json, read_manifest, versions, write_atomic, write_manifest
 from efficient_empathy.scorer import runfolder
+from efficient_empathy.scorer.batching import TokenCount
 from efficient_empathy.scorer.job import Job, RatesExamples, Route, check_scorer, describe_scorer, folders_of
 from efficient_empathy.scorer.outputs import writing
 from efficient_empathy.scorer.progress import Progress, Quiet
 from efficient_empathy.scorer.rating import rate_unit
 from efficient_empathy.scorer.results import UnitResult, add_up, most_common_reject, progress_counts, read_result
+from efficient_empathy.scorer.session import usable_cores
+from efficient_empathy.scorer.workers import WorkerPlan, plan_workers, rate_in_processes
 
 _ENGINE = 1
 """Raised when the same job would give other bytes, so that old and new units are never mixed."""
@@ -52,10 +55,10 @@ def run(job: Job, scorer: RatesExamples, route: Route | None = None, progress: P
     check_scorer(scorer, route)
     paths = find_files(job.inputs)
     runfolder.check_places(job.out, job.inputs, paths)
-    if runfolder.read_plan(job.out) is None:
-        plan_units(job.inputs, job.unit_bytes)  # what is wrong with the inputs is said before a folder is made
+    # In a new folder the inputs are cut first: what is wrong with them is said before the folder is made.
+    cut = plan_units(job.inputs, job.unit_bytes) if runfolder.read_plan(job.out) is None else None
     with runfolder.opened(job.out):
-        plan = _prepare(job, scorer, route, paths)
+        plan = _prepare(job, scorer, route, paths, cut)
         units = [Unit(**unit) for unit in plan["units"]]
         results = {unit.index: result for unit in units if (result := read_result(job.out, unit)) is not None}
         pending = [unit for unit in units if unit.index not in results]
@@ -65,12 +68,17 @@ def run(job: Job, scorer: RatesExamples, route: Route | None = None, progress: P
         with writing(job.out):
             runfolder.temporary_folder(job.out).mkdir()
         started = time.time()
+        workers = plan_workers(job, scorer, len(pending))
+        weights = _weights(units, plan["inputs"])
+        if workers.workers > 1:  # the heaviest first, so that no worker is left alone with one at the end
+            pending.sort(key=lambda unit: -weights[unit.index])
         with progress or Quiet() as told:
-            told.start(_weights(units, plan["inputs"]), results, progress_counts(results.values()))
-            for result in _rate(job, pending, scorer, route, told.chunk):
-                results[result.unit["index"]] = result
-                told.unit_done(result.unit["index"])
-                _check_rejected(job, results, finished=False)
+            told.start(weights, results, progress_counts(results.values()))
+            with contextlib.closing(_rate(job, pending, scorer, route, workers, told.chunk)) as fresh_results:
+                for result in fresh_results:
+                    results[result.unit["index"]] = result
+                    told.unit_done(result.unit["index"])
+                    _check_rejected(job, results, finished=False)
         _check_rejected(job, results, finished=True)
         if (changed := runfolder.changed_input(plan["inputs"])) is not None:
             raise EmpathyError(
@@ -79,7 +87,7 @@ def run(job: Job, scorer: RatesExamples, route: Route | None = None, progress: P
         ordered = [results[unit.index] for unit in units]
         manifest = _finish(job, scorer, route, plan, ordered)
         fresh = sum(sum(results[unit.index].examples.values()) for unit in pending)
-        _write_run_facts(job, started, fresh, ordered)
+        _write_run_facts(job, started, fresh, ordered, workers)
         return Outcome(manifest, already_done=False)
 
 
@@ -107,7 +115,9 @@ def describe_run(job: Job, scorer: RatesExamples, route: Route | None = None) ->
     }
 
 
-def _prepare(job: Job, scorer: RatesExamples, route: Route | None, paths: Sequence[str]) -> dict[str, Any]:
+def _prepare(
+    job: Job, scorer: RatesExamples, route: Route | None, paths: Sequence[str], cut: Sequence[Unit] | None
+) -> dict[str, Any]:
     """See that the folder is new, or holds the beginning of this very run; note the plan in it."""
     old = runfolder.read_plan(job.out)
     plan = {
@@ -125,7 +135,10 @@ def _prepare(job: Job, scorer: RatesExamples, route: Route | None, paths: Sequen
             "Choose another folder with -o, or start over in this one with --overwrite."
         )
     # Cutting the inputs takes a pass over them: a run that goes on takes the units of the run it continues.
-    plan["units"] = old["units"] if old and not found else [asdict(u) for u in plan_units(job.inputs, job.unit_bytes)]
+    if old and not found:
+        plan["units"] = old["units"]
+    else:
+        plan["units"] = [asdict(unit) for unit in cut or plan_units(job.inputs, job.unit_bytes)]
     if old is not None and job.overwrite:
         runfolder.wipe(job.out, old)
     runfolder.remove_leftovers(job.out)
@@ -147,8 +160,12 @@ def _rate(
     units: Sequence[Unit],
     scorer: RatesExamples,
     route: Route | None,
-    on_chunk: Callable[[dict[str, int]], None],
-) -> Iterator[UnitResult]:
+    plan: WorkerPlan,
+    on_chunk: Callable[[Mapping[str, int]], None],
+) -> Generator[UnitResult, None, None]:
+    if plan.workers > 1:
+        yield from rate_in_processes(job, units, scorer, route, plan, on_chunk)
+        return
     for unit in units:
         yield rate_unit(job, unit, scorer, route, on_chunk)
 
@@ -177,31 +194,38 @@ def _finish(
     job: Job, scorer: RatesExamples, route: Route | None, plan: dict[str, Any], results: Sequence[UnitResult]
 ) -> dict[str, Any]:
     totals = add_up(results, scorer.dimensions)
-    files = [part["file"] for result in results for part in result.parts]
+    files = {part["file"]: part["sha256"] for result in results for part in result.parts}
     body = {
         "inputs": [{key: record[key] for key in ("path", "bytes", "sha256")} for record in plan["inputs"]],
         "scorer": describe_scorer(scorer),
         "ran_on": sorted({", ".join(result.providers) for result in results if result.providers}),
+        "tokenizer": sorted({result.tokenizer for result in results if result.tokenizer}),
         "policy": plan["policy"],
         "options": {**plan["options"], "max_rejected": job.max_rejected},
         **totals,
-        "versions": versions("numpy", "orjson", "pyarrow", "tokenizers", "onnxruntime", "onnxruntime-gpu"),
+        "versions": versions("numpy", "orjson", "pyarrow", "tokenizers", "tokie", "onnxruntime", "onnxruntime-gpu"),
     }
     runfolder.remove_leftovers(job.out)
     write_manifest(job.out, "scored" if route is None else "subsets", body, files)
     return read_manifest(job.out)
 
 
-def _write_run_facts(job: Job, started: float, examples: int, results: Sequence[UnitResult]) -> None:
+def _write_run_facts(
+    job: Job, started: float, examples: int, results: Sequence[UnitResult], workers: WorkerPlan
+) -> None:
     """Times and the host: what differs from run to run, and so is no part of the manifest."""
     seconds = time.time() - started
+    tokens = sum((TokenCount(**result.tokens) for result in results), TokenCount())
     facts = {
         "started": datetime.datetime.fromtimestamp(started, datetime.UTC).isoformat(timespec="seconds"),
         "seconds": round(seconds, 3),
         "examples": examples,
         "examples_per_second": round(examples / seconds, 1) if seconds > 0 else None,
         "providers": results[-1].providers if results else [],
-        "cores": os.cpu_count(),
+        "cores": usable_cores(),
+        **asdict(workers),
+        "tokens": tokens.real,
+        "padding_share": round(tokens.padding_share, 4),
         "platform": platform.platform(),
     }
     write_atomic(job.out / runfolder.RUN_FACTS, pretty_json(facts))

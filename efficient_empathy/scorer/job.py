@@ -73,10 +73,14 @@ class Job:
     """Largest share of rows that may be unreadable before the run stops; 1 never stops."""
     overwrite: bool = False
     """Start over in a folder that another run has written."""
-    unit_bytes: int = 8 << 20
-    """About how much of a file is read, written and, after a kill, repeated as a whole."""
+    unit_bytes: int | None = None
+    """About how much of a file is read, written and, after a kill, repeated as a whole; None takes a 64th of the inputs,
+    from 1 to 8 MiB, so that workers end at about the same time."""
     chunk: int = 2000
     """Examples that are scored and held in memory at a time."""
+    workers: int | Literal["auto"] = 1
+    """Processes that rate, each a unit at a time; ``auto`` is one a core. More than one in a script of your own needs its
+    main part under ``if __name__ == "__main__"``. What is written does not depend on it."""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "inputs", tuple(str(path) for path in self.inputs))
@@ -90,8 +94,10 @@ class Job:
         if not 0 <= self.max_rejected <= 1:
             raise EmpathyError(f"max_rejected must be a share from 0 to 1, not {self.max_rejected}.")
         for name in ("unit_bytes", "chunk"):
-            if getattr(self, name) < 1:
-                raise EmpathyError(f"{name} must be at least 1, not {getattr(self, name)}.")
+            if (value := getattr(self, name)) is not None and value < 1:
+                raise EmpathyError(f"{name} must be at least 1, not {value}.")
+        if self.workers != "auto" and (not isinstance(self.workers, int) or self.workers < 1):
+            raise EmpathyError(f"workers must be auto or at least 1, not {self.workers}.")
 
 
 def folders_of(route: Route | None) -> tuple[str, ...]:

@@ -10,6 +10,9 @@ from typing import Any, BinaryIO, Protocol
 from efficient_empathy.dialogues import Record, with_fields
 from efficient_empathy.errors import EmpathyError
 
+_BYTES_A_WRITE = 1 << 18
+"""Written and hashed at once: calls for each line cost more than its bytes."""
+
 
 class Part(Protocol):
     """A file that one unit adds to one subset."""
@@ -44,24 +47,23 @@ class JsonlPart:
         self._file: BinaryIO | None = None
         self._digest = hashlib.sha256()
         self._bytes = 0
+        self._lines: list[bytes] = []
+        self._waiting = 0
 
     def add(self, record: Record, fields: Mapping[str, Any]) -> None:
         """Append one example."""
-        self.write(with_fields(record, dict(fields)))
+        self.write(with_fields(record, fields))
 
     def write(self, line: bytes) -> None:
         """Append one line, given without its line end."""
-        with writing(self._path.parent):
-            if self._file is None:
-                self._file = open(self._path, "wb")  # noqa: SIM115 - closed by finish
-            self._file.write(line)
-            self._file.write(b"\n")
-        self._digest.update(line)
-        self._digest.update(b"\n")
-        self._bytes += len(line) + 1
+        self._lines.append(line)
+        self._waiting += len(line)
+        if self._waiting >= _BYTES_A_WRITE:
+            self._flush()
 
     def finish(self, final: Path) -> dict[str, Any] | None:
         """Close, flush and rename; None when nothing was added."""
+        self._flush()
         if self._file is None:
             return None
         with writing(final.parent):
@@ -71,3 +73,17 @@ class JsonlPart:
             final.parent.mkdir(exist_ok=True)
             os.replace(self._path, final)
         return {"file": f"{final.parent.name}/{final.name}", "bytes": self._bytes, "sha256": self._digest.hexdigest()}
+
+    def _flush(self) -> None:
+        if not self._lines:
+            return
+        self._lines.append(b"")  # the last line has its end, too
+        block = b"\n".join(self._lines)
+        self._lines.clear()
+        self._waiting = 0
+        with writing(self._path.parent):
+            if self._file is None:
+                self._file = open(self._path, "wb")  # noqa: SIM115 - closed by finish
+            self._file.write(block)
+        self._digest.update(block)
+        self._bytes += len(block)

@@ -7,7 +7,11 @@ from collections.abc import Callable, Collection, Mapping
 from types import TracebackType
 from typing import Any, Protocol, Self
 
+import orjson
+
+PROGRESS = ("auto", "bar", "lines", "json", "none")
 _LINE_EVERY_SECONDS = 30.0
+_EVENT_EVERY_SECONDS = 1.0
 
 
 class Progress(Protocol):
@@ -81,21 +85,25 @@ class _Counting:
     def _share_done(self) -> float:
         return sum(self._weights[index] for index in self._done) / (sum(self._weights.values()) or 1.0)
 
-    def _line(self) -> str:
+    def _speed(self) -> float:
+        """Examples a second, of this run alone."""
         seconds = time.monotonic() - self._began
-        speed = (self._counts.total() - self._examples_before) / seconds if seconds > 0 else 0.0
+        return (self._counts.total() - self._examples_before) / seconds if seconds > 0 else 0.0
+
+    def _line(self) -> str:
         parts = [
             f"{len(self._done)}/{len(self._weights)} units",
             f"{self._counts.total():,} examples",
-            f"{speed:,.0f}/s",
+            f"{self._speed():,.0f}/s",
         ]
-        if (left := self._seconds_left(seconds)) is not None:
+        if (left := self._seconds_left()) is not None:
             parts.append(f"{_duration(left)} left")
         if len(self._counts) > 1 and (total := self._counts.total()):
             parts.append(", ".join(f"{name} {100 * count / total:.0f} %" for name, count in self._counts.items()))
         return " · ".join(parts)
 
-    def _seconds_left(self, seconds: float) -> float | None:
+    def _seconds_left(self) -> float | None:
+        seconds = time.monotonic() - self._began
         total = sum(self._weights.values())
         done = self._share_done() * total
         if done <= self._done_before:
@@ -136,6 +144,55 @@ class PlainLines(_Counting):
             self._write(self._line())
 
 
+class JsonEvents(_Counting):
+    """One JSON object a line, for machines: ``start``, ``progress`` now and then, ``done`` or ``stopped``.
+
+    Each holds what is known at its time: ``units`` and ``units_done``, ``share_done`` (0 to 1), ``examples``,
+    ``examples_per_second`` (of this run), ``seconds_left`` (null until a unit of this run is complete) and ``subsets``
+    with the examples of each.
+    """
+
+    def __init__(self, write: Callable[[str], None], every_seconds: float = _EVENT_EVERY_SECONDS) -> None:
+        super().__init__()
+        self._write = write
+        self._every = every_seconds
+        self._last = 0.0
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._tell("done" if kind is None else "stopped")
+
+    def start(self, weights: Mapping[int, float], done: Collection[int], counts: Mapping[str, int]) -> None:
+        """Say what lies ahead."""
+        super().start(weights, done, counts)
+        self._tell("start")
+
+    def chunk(self, counts: Mapping[str, int]) -> None:
+        """Add examples; say so if the last event is long ago."""
+        super().chunk(counts)
+        if time.monotonic() - self._last >= self._every:
+            self._tell("progress")
+
+    def _tell(self, event: str) -> None:
+        self._last = time.monotonic()
+        left = self._seconds_left()
+        facts = {
+            "event": event,
+            "units": len(self._weights),
+            "units_done": len(self._done),
+            "share_done": round(self._share_done(), 4),
+            "examples": self._counts.total(),
+            "examples_per_second": round(self._speed(), 1),
+            "seconds_left": None if left is None else round(left, 1),
+            "subsets": dict(self._counts),
+        }
+        self._write(orjson.dumps(facts).decode())
+
+
 class LiveBar(_Counting):
     """A bar that moves, on a terminal's stderr."""
 
@@ -174,9 +231,20 @@ class LiveBar(_Counting):
         self._bar.update(self._task, description=self._line(), completed=self._share_done())
 
 
-def progress_for(write: Callable[[str], None]) -> Progress:
-    """A moving bar if stderr is a terminal; else plain lines through ``write``."""
-    return LiveBar() if sys.stderr.isatty() else PlainLines(write)
+def progress_for(write: Callable[[str], None], kind: str = "auto") -> Progress:
+    """How progress is shown.
+
+    Args:
+        write: takes one line for stderr.
+        kind: ``bar``, ``lines``, ``json``, ``none``, or ``auto``: a bar if stderr is a terminal, else nothing.
+    """
+    if kind == "auto":
+        kind = "bar" if sys.stderr.isatty() else "none"
+    if kind == "bar":
+        return LiveBar()
+    if kind == "lines":
+        return PlainLines(write)
+    return JsonEvents(write) if kind == "json" else Quiet()
 
 
 def _duration(seconds: float) -> str:

@@ -1,6 +1,8 @@
 """Rates one unit: reads it, scores it in chunks, routes each example, and commits its files."""
 
-from collections.abc import Callable, Sequence
+import os
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +25,7 @@ def rate_unit(
     unit: Unit,
     scorer: RatesExamples,
     route: Route | None,
-    on_chunk: Callable[[dict[str, int]], None] | None = None,
+    on_chunk: Callable[[Mapping[str, int]], None] | None = None,
 ) -> UnitResult:
     """Rate one unit and write its files and, last of all, the record that makes it done.
 
@@ -33,6 +35,7 @@ def rate_unit(
     result = UnitResult.of(unit, subsets, len(scorer.dimensions))
     rejects = JsonlPart(_temporary(job, unit, runfolder.REJECTED))
     parts = {subset: _new_part(job, unit, subset) for subset in subsets}
+    tokens_before = getattr(scorer, "tokens", None)
     waiting: list[tuple[Record, Example]] = []
     for item in read_unit(unit):
         if isinstance(item, Reject):
@@ -49,6 +52,9 @@ def rate_unit(
     finished.append(rejects.finish(job.out / runfolder.REJECTED / f"part-{unit.index:05d}.jsonl"))
     result.parts = [part for part in finished if part is not None]
     result.providers = list(getattr(scorer, "providers", ()))
+    result.tokenizer = getattr(scorer, "tokenizer", "")
+    if tokens_before is not None:
+        result.tokens = asdict(scorer.tokens - tokens_before)  # type: ignore[attr-defined]
     result.write(job.out)
     return result
 
@@ -62,7 +68,8 @@ def _new_part(job: Job, unit: Unit, subset: str) -> Part:
 
 
 def _temporary(job: Job, unit: Unit, subset: str) -> Path:
-    return runfolder.temporary_folder(job.out) / f"{unit.index:05d}.{subset}"
+    # The process is part of the name: two that were to rate the same unit would still not write to one file.
+    return runfolder.temporary_folder(job.out) / f"{unit.index:05d}.{subset}.{os.getpid()}"
 
 
 def _reject_line(reject: Reject) -> bytes:
@@ -77,7 +84,7 @@ def _score_and_write(
     route: Route | None,
     parts: dict[str, Part],
     result: UnitResult,
-    on_chunk: Callable[[dict[str, int]], None] | None,
+    on_chunk: Callable[[Mapping[str, int]], None] | None,
 ) -> None:
     if not waiting:
         return

@@ -36,6 +36,10 @@ class UnitResult:
     """Name, bytes and SHA-256 of each file."""
     providers: list[str] = field(default_factory=list)
     """What the scorer really ran on."""
+    tokenizer: str = ""
+    """The library that tokenised, where the scorer names one."""
+    tokens: dict[str, int] = field(default_factory=dict)
+    """Tokens that the scorer computed: ``real``, and ``computed`` with padding; empty where it does not count them."""
 
     @classmethod
     def of(cls, unit: Unit, subsets: Iterable[str], dimensions: int) -> "UnitResult":

@@ -181,7 +181,7 @@ def remove_leftovers(out: Path) -> None:
     with writing(out):
         shutil.rmtree(temporary_folder(out), ignore_errors=True)
         for path in (*out.glob(".*.tmp"), *(out / STATE).glob(".*.tmp")):
-            path.unlink()
+            path.unlink(missing_ok=True)
 
 
 def wipe(out: Path, plan: Mapping[str, Any]) -> None:

@@ -2,6 +2,7 @@
 
 import logging
 import os
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -9,8 +10,11 @@ from typing import Any
 import numpy as np
 
 from efficient_empathy.errors import EmpathyError, MissingExtraError
+from efficient_empathy.scorer.batching import OutOfMemoryError
 
 DEVICES = ("auto", "cpu", "cuda")
+# Of the CPU's arena, the C++ library, CUDA and cuBLAS.
+_OUT_OF_MEMORY = re.compile("failed to allocate|bad_?.?alloc|out of memory|alloc_failed", re.IGNORECASE)
 _log = logging.getLogger(__name__)
 
 
@@ -33,8 +37,7 @@ def open_session(model: Path, device: str = "auto", threads: int | None = None) 
         raise MissingExtraError(
             "ONNX Runtime is not installed. Install it with: pip install 'efficient-empathy[cpu]' (or [gpu], never both)."
         ) from error
-    if device not in DEVICES:
-        raise EmpathyError(f"device must be one of {', '.join(DEVICES)}, not '{device}'.")
+    check_device(device)
     offered = ort.get_available_providers()
     if device == "cuda" and "CUDAExecutionProvider" not in offered:
         raise EmpathyError(
@@ -55,6 +58,12 @@ def open_session(model: Path, device: str = "auto", threads: int | None = None) 
             "CUDA is offered by ONNX Runtime but did not start: scoring on the CPU. 'ee-cli doctor' says more."
         )
     return session
+
+
+def check_device(device: str) -> None:
+    """Raise EmpathyError for a device that is none of ``DEVICES``."""
+    if device not in DEVICES:
+        raise EmpathyError(f"device must be one of {', '.join(DEVICES)}, not '{device}'.")
 
 
 def _create(ort: Any, model: Path, providers: Sequence[str], threads: int | None) -> Any:
@@ -78,6 +87,15 @@ def usable_cores() -> int:
 
 
 def run_batch(session: Any, batch: dict[str, np.ndarray]) -> np.ndarray:
-    """Scores of one padded batch, float32 (rows, dimensions); inputs that the graph does not have are left out."""
+    """Scores of one padded batch, float32 (rows, dimensions); inputs that the graph does not have are left out.
+
+    Raises:
+        OutOfMemoryError: memory does not suffice for this batch.
+    """
     names = {argument.name for argument in session.get_inputs()}
-    return session.run(None, {name: value for name, value in batch.items() if name in names})[0]
+    try:
+        return session.run(None, {name: value for name, value in batch.items() if name in names})[0]
+    except Exception as error:  # ONNX Runtime's own classes have no other base, and only the text tells them apart
+        if not _OUT_OF_MEMORY.search(str(error)):
+            raise
+        raise OutOfMemoryError(str(error).strip()) from error

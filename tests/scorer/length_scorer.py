@@ -1,6 +1,9 @@
 """A tiny scorer and tiny inputs for tests of the engine: scores come from text lengths, worked by hand."""
 
+import os
 import random
+import signal
+import sys
 import time
 from pathlib import Path
 
@@ -24,6 +27,25 @@ class LengthScorer:
         time.sleep(self.seconds * len(examples))
         scores = [[len(e.response) % 11, len(e.context[-1].text) % 11 if e.context else 0] for e in examples]
         return np.array(scores, np.float32).reshape(-1, 2)
+
+
+class FailsOnceMet(LengthScorer):
+    """Fails, as it is told to, when it meets the example of a given id; else scores as ``LengthScorer``."""
+
+    def __init__(self, example_id, how, seconds_an_example=0.0):
+        super().__init__(seconds_an_example)
+        self.example_id = example_id
+        self.how = how
+
+    def score(self, examples):
+        """Rate examples, or fail."""
+        if any(example.id == self.example_id for example in examples):
+            if self.how == "killed":
+                os.kill(os.getpid(), signal.SIGKILL)
+            if self.how == "no number":
+                return np.full((len(examples), 2), np.nan, np.float32)
+            sys.exit(3)
+        return super().score(examples)
 
 
 def write_rows(path, n=300, seed=0, bad=()):

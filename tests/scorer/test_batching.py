@@ -5,7 +5,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from efficient_empathy.scorer.batching import padding_share, token_budget_batches
+from efficient_empathy.errors import EmpathyError
+from efficient_empathy.scorer.batching import (
+    OutOfMemoryError,
+    TokenBudget,
+    TokenCount,
+    padding_share,
+    run_batches,
+    token_budget_batches,
+)
 
 LENGTHS = st.lists(st.integers(1, 300), max_size=60).map(lambda values: np.array(values, np.int64))
 
@@ -47,3 +55,49 @@ def test_equal_lengths_keep_their_order():
 )
 def test_padding_share(lengths, budget, share):
     assert padding_share(np.array(lengths, np.int64), budget) == pytest.approx(share)
+
+
+class SmallMemory:
+    """Runs batches of up to so many tokens with their padding, and refuses larger ones as a device does."""
+
+    def __init__(self, lengths, tokens):
+        self.lengths = lengths
+        self.tokens = tokens
+        self.refused = 0
+        self.done = []
+
+    def run(self, rows):
+        """Take a batch or refuse it."""
+        if len(rows) * self.lengths[rows].max() > self.tokens:
+            self.refused += 1
+            raise OutOfMemoryError("out of memory")
+        self.done.append(rows.tolist())
+
+
+def test_a_batch_that_does_not_fit_is_halved_and_the_smaller_size_remembered():
+    lengths = np.full(40, 10)
+    memory, budget = SmallMemory(lengths, 60), TokenBudget(200)
+    count = run_batches(lengths, budget, memory.run)
+    # 20 rows and 10 rows are refused, 5 rows (50 tokens) fit; from then on 5 at a time.
+    assert (memory.refused, budget.tokens) == (2, 50)
+    assert [len(rows) for rows in memory.done] == [5] * 8
+    assert sorted(row for rows in memory.done for row in rows) == list(range(40))
+    assert count == TokenCount(400, 400)
+    run_batches(lengths, budget, memory.run)
+    assert memory.refused == 2
+
+
+@given(LENGTHS, st.integers(1, 1000), st.integers(300, 1000))
+def test_each_row_is_run_once_whatever_memory_allows(lengths, tokens, memory_tokens):
+    memory = SmallMemory(lengths, memory_tokens)
+    count = run_batches(lengths, TokenBudget(tokens), memory.run)
+    assert sorted(row for rows in memory.done for row in rows) == list(range(len(lengths)))
+    assert count.real == lengths.sum() <= count.computed
+    if not memory.refused:
+        assert count.padding_share == pytest.approx(padding_share(lengths, tokens))
+
+
+def test_one_example_that_does_not_fit_is_an_error_to_be_mended():
+    memory = SmallMemory(np.array([90]), 60)
+    with pytest.raises(EmpathyError, match="one example of 90 tokens: out of memory"):
+        run_batches(memory.lengths, TokenBudget(200), memory.run)

@@ -8,7 +8,8 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 
 from efficient_empathy.dialogues.types import Example, Turn
 from efficient_empathy.errors import EmpathyError
-from efficient_empathy.scorer.encoding import Encoder, EncodingSpec, load_tokenizer, spec_from_json
+from efficient_empathy.scorer.encoding import Encoder, EncodingSpec, spec_from_json
+from efficient_empathy.scorer.tokenising import load_tokenizer
 
 CLS, SEP, PAD, SPEAKER, LISTENER, SYSTEM = 1, 2, 0, 3, 4, 5
 # The words are the numbers 10 to 99, and the id of a word is that number.

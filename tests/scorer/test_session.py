@@ -1,12 +1,15 @@
 """Sessions: the device that was asked for runs, or the user is told."""
 
 import logging
+import subprocess
+import sys
 
 import numpy as np
 import onnxruntime
 import pytest
 
 from efficient_empathy.errors import EmpathyError
+from efficient_empathy.scorer.batching import OutOfMemoryError
 from efficient_empathy.scorer.session import open_session, run_batch, usable_cores
 
 NO_CUDA = "CUDAExecutionProvider" not in onnxruntime.get_available_providers()
@@ -75,3 +78,76 @@ def test_inputs_that_the_graph_lacks_are_left_out(model):
     batch = {"input_ids": ones, "attention_mask": ones, "token_type_ids": np.array([[0, 0, 1, 1, 1]] * 2)}
     # Response tokens, all tokens minus those.
     assert run_batch(open_session(model, "cpu"), batch).tolist() == [[3.0, 2.0], [3.0, 2.0]]
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        "bfc_arena.cc:360 AllocateRawInternal Failed to allocate memory for requested buffer of size 50331648",
+        "CUDA failure 2: out of memory ; GPU=0",
+        "CUBLAS failure 3: CUBLAS_STATUS_ALLOC_FAILED",
+        "std::bad_alloc",
+        "bad allocation",
+    ],
+)
+def test_want_of_memory_is_told_from_other_faults(model, words):
+    class Refuses:
+        """A session that fails with words that ONNX Runtime has been seen to use."""
+
+        get_inputs = open_session(model, "cpu").get_inputs
+
+        def __init__(self, words):
+            self.words = words
+
+        def run(self, names, feeds):
+            raise onnxruntime.capi.onnxruntime_pybind11_state.Fail(f"[ONNXRuntimeError] : 1 : FAIL : {self.words}")
+
+    batch = {"attention_mask": np.ones((2, 5), np.int64), "token_type_ids": np.ones((2, 5), np.int64)}
+    with pytest.raises(OutOfMemoryError, match="ONNXRuntimeError"):
+        run_batch(Refuses(words), batch)
+    with pytest.raises(onnxruntime.capi.onnxruntime_pybind11_state.Fail, match="Invalid rank"):
+        run_batch(Refuses("Invalid rank for input"), batch)
+
+
+LITTLE_MEMORY = """
+import resource, sys
+import numpy as np
+from efficient_empathy.scorer.batching import TokenBudget, run_batches
+from efficient_empathy.scorer.session import open_session, run_batch
+session, budget = open_session(sys.argv[1], "cpu", 1), TokenBudget(10**9)
+sums = np.zeros(2000)
+def run(rows):
+    sums[rows] = run_batch(session, {"attention_mask": np.ones((len(rows), 50), np.int64)})
+run(np.array([0]))
+held = int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize()
+resource.setrlimit(resource.RLIMIT_AS, (held + (64 << 20), held + (64 << 20)))
+run_batches(np.full(2000, 50), budget, run)
+assert (sums == 50 * 256).all()
+print(budget.tokens)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux", reason="limits the address space, as Linux does")
+def test_a_real_session_that_runs_out_of_memory_goes_on_with_smaller_batches(tmp_path):
+    onnx = pytest.importorskip("onnx", reason="onnx is part of the distill extra")
+    make, single = onnx.helper.make_node, onnx.TensorProto.FLOAT
+    # Each token becomes 256 numbers, 1 KiB: 2,000 rows of 50 tokens take 100 MB, and there are 64 MiB.
+    nodes = [
+        make("Cast", ["attention_mask"], ["mask"], to=single),
+        make("Unsqueeze", ["mask", "last"], ["column"]),
+        make("Expand", ["column", "shape"], ["wide"]),
+        make("ReduceSum", ["wide", "inner"], ["scores"], keepdims=0),
+    ]
+    constants = {"last": [2], "shape": [1, 1, 256], "inner": [1, 2]}
+    tensors = [onnx.numpy_helper.from_array(np.array(value, np.int64), name) for name, value in constants.items()]
+    mask = onnx.helper.make_tensor_value_info("attention_mask", onnx.TensorProto.INT64, ["rows", "length"])
+    scores = onnx.helper.make_tensor_value_info("scores", single, ["rows"])
+    graph = onnx.helper.make_graph(nodes, "wide", [mask], [scores], tensors)
+    path = tmp_path / "wide.onnx"
+    onnx.save(onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 17)], ir_version=8), str(path))
+    result = subprocess.run(
+        [sys.executable, "-c", LITTLE_MEMORY, str(path)], capture_output=True, text=True, timeout=120
+    )
+    assert result.returncode == 0, result.stderr
+    assert 1000 < int(result.stdout) < 100_000
