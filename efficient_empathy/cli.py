@@ -20,6 +20,8 @@ _COMMANDS = {
     "filter": ("selection", "Split dialogues into sensibility, rationality and discarded."),
     "report": ("selection", "Show what a scorer folder or a subsets folder holds."),
     "train-expert": ("experts", "Tune a language model on a subset: a LoRA adapter, with controls of the same cost."),
+    "train-moe": ("moe", "Train a router over experts: a mixture, and whether it tells their subsets apart."),
+    "merge-moe": ("moe", "Make a plain PEFT adapter of a mixture, and say what that costs."),
     "generate": (
         "experts",
         "Answer a file of contexts, or a person at the terminal, with a base, an expert or a mixture.",

@@ -23,7 +23,7 @@ KIND = "expert"
 EXPERT_FILE = "expert.json"
 CARD_FILE = "README.md"
 LOG_FILE = "log.csv"
-_ADAPTER_FILES = ("adapter_config.json", "adapter_model.safetensors")
+ADAPTER_FILES = ("adapter_config.json", "adapter_model.safetensors")
 _PACKAGES = ("torch", "transformers", "peft", "lightning", "safetensors")
 
 
@@ -49,7 +49,7 @@ def write_expert(model: Any, expert: Expert, card: str, folder: Path) -> None:
     model.save_pretrained(str(folder), safe_serialization=True)
     write_atomic(folder / EXPERT_FILE, pretty_json(asdict(expert)))
     write_atomic(folder / CARD_FILE, card.encode())
-    files = [*_ADAPTER_FILES, EXPERT_FILE, CARD_FILE, LOG_FILE]
+    files = [*ADAPTER_FILES, EXPERT_FILE, CARD_FILE, LOG_FILE]
     write_manifest(folder, KIND, {"versions": versions(*_PACKAGES)}, files)
 
 
@@ -64,7 +64,7 @@ def read_expert(folder: Path) -> tuple[Expert, str]:
         raise EmpathyError(
             f"'{folder}' is not as it was written: {'; '.join(problems)}. Train it again, or copy it again."
         )
-    return Expert(**orjson.loads((folder / EXPERT_FILE).read_bytes())), sha256_file(folder / _ADAPTER_FILES[1])
+    return Expert(**orjson.loads((folder / EXPERT_FILE).read_bytes())), sha256_file(folder / ADAPTER_FILES[1])
 
 
 def base_of(recorded: dict[str, Any], given: str | None, folder: Path) -> Base:

@@ -31,7 +31,7 @@ def __getattr__(name: str) -> Any:
     return getattr(importlib.import_module(f"efficient_empathy.experts.{_COMMANDS[name]}"), name)
 
 
-def _field_option(kind: type, name: str, flag: str, help_text: str, **more: Any) -> Callable[[_Function], _Function]:
+def field_option(kind: type, name: str, flag: str, help_text: str, **more: Any) -> Callable[[_Function], _Function]:
     """An option with the default that the options object has."""
     default = next(field.default for field in dataclasses.fields(kind) if field.name == name)
     if isinstance(default, bool):
@@ -39,36 +39,38 @@ def _field_option(kind: type, name: str, flag: str, help_text: str, **more: Any)
     return click.option(flag, name, default=default, help=help_text, show_default=default is not None, **more)
 
 
-def training_options(function: _Function) -> _Function:
-    """The options that every training of a language model has."""
+def training_options(fit: type[FitOptions] = FitOptions) -> Callable[[_Function], _Function]:
+    """The options that every training of a language model has, with the defaults of a kind of ``FitOptions``."""
     options = [
-        _field_option(FitOptions, "epochs", "--epochs", "Passes over the examples.", type=float),
-        _field_option(FitOptions, "max_steps", "--max-steps", "Optimiser steps at most.", type=int),
-        _field_option(FitOptions, "batch_size", "--batch-size", "Examples at once, on each device."),
-        _field_option(FitOptions, "accumulate", "--accumulate", "Batches a step."),
-        _field_option(FitOptions, "learning_rate", "--learning-rate", "Peak rate.", type=float),
-        _field_option(FitOptions, "weight_decay", "--weight-decay", "AdamW's.", type=float),
-        _field_option(FitOptions, "validations", "--validations", "How often held-out examples are measured."),
-        _field_option(
-            FitOptions, "patience", "--patience", "Measurements without a better one before it stops; 0 never."
-        ),
-        _field_option(
-            FitOptions,
+        field_option(fit, "epochs", "--epochs", "Passes over the examples.", type=float),
+        field_option(fit, "max_steps", "--max-steps", "Optimiser steps at most.", type=int),
+        field_option(fit, "batch_size", "--batch-size", "Examples at once, on each device."),
+        field_option(fit, "accumulate", "--accumulate", "Batches a step."),
+        field_option(fit, "learning_rate", "--learning-rate", "Peak rate.", type=float),
+        field_option(fit, "weight_decay", "--weight-decay", "AdamW's.", type=float),
+        field_option(fit, "validations", "--validations", "How often held-out examples are measured."),
+        field_option(fit, "patience", "--patience", "Measurements without a better one before it stops; 0 never."),
+        field_option(
+            fit,
             "gradient_checkpointing",
             "--gradient-checkpointing",
             "Less memory, a third slower (non-re-entrant).",
         ),
-        _field_option(
+        field_option(
             DeviceOptions, "device", "--device", "Where to train.", type=click.Choice(["auto", "cpu", "cuda"])
         ),
-        _field_option(DeviceOptions, "devices", "--devices", "GPUs of this machine."),
-        _field_option(DeviceOptions, "strategy", "--strategy", "Lightning's strategy for several GPUs, e.g. ddp."),
-        _field_option(DeviceOptions, "four_bit", "--load-in-4bit", "Hold the base in 4 bits (GPU, bitsandbytes)."),
-        _field_option(ExpertOptions, "seed", "--seed", "First weights, order, dropout, controls."),
+        field_option(DeviceOptions, "devices", "--devices", "GPUs of this machine."),
+        field_option(DeviceOptions, "strategy", "--strategy", "Lightning's strategy for several GPUs, e.g. ddp."),
+        field_option(DeviceOptions, "four_bit", "--load-in-4bit", "Hold the base in 4 bits (GPU, bitsandbytes)."),
+        field_option(ExpertOptions, "seed", "--seed", "First weights, order, dropout, controls."),
     ]
-    for option in reversed(options):
-        function = option(function)
-    return function
+
+    def decorate(function: _Function) -> _Function:
+        for option in reversed(options):
+            function = option(function)
+        return function
+
+    return decorate
 
 
 @click.command("train-expert")
@@ -80,26 +82,26 @@ def training_options(function: _Function) -> _Function:
     help="A subset folder of `ee-cli filter`, or files, globs, URLs of dialogues. May be repeated.",
 )
 @click.option("-o", "--out", type=click.Path(path_type=Path), required=True, help="Expert folder to write.")
-@_field_option(ExpertOptions, "base", "--base", "smollm2, a Hub id, a folder with safetensors, or a .gguf file.")
-@_field_option(
+@field_option(ExpertOptions, "base", "--base", "smollm2, a Hub id, a folder with safetensors, or a .gguf file.")
+@field_option(
     ExpertOptions,
     "control",
     "--control",
     "Same steps and seed on other data: as many examples from all subsets, all of them, or all but the discarded.",
     type=click.Choice(CONTROLS),
 )
-@_field_option(ExpertOptions, "system", "--system", "Instruction before every dialogue.")
-@_field_option(
+@field_option(ExpertOptions, "system", "--system", "Instruction before every dialogue.")
+@field_option(
     ExpertOptions, "max_tokens", "--max-length", "Tokens of prompt and response; the oldest context goes first."
 )
-@_field_option(ExpertOptions, "holdout", "--holdout", "Share of conversations never trained on.", type=float)
-@_field_option(ExpertOptions, "validation_examples", "--validation-examples", "Held-out examples measured, at most.")
-@_field_option(LoraOptions, "rank", "--lora-rank", "Rank of the adapter.")
-@_field_option(LoraOptions, "alpha", "--lora-alpha", "Its weight is alpha / rank.", type=float)
-@_field_option(LoraOptions, "dropout", "--lora-dropout", "Dropout before it.", type=float)
-@_field_option(LoraOptions, "dora", "--dora", "DoRA: length and direction apart.")
-@_field_option(LoraOptions, "rslora", "--rslora", "rsLoRA: alpha / √rank.")
-@training_options
+@field_option(ExpertOptions, "holdout", "--holdout", "Share of conversations never trained on.", type=float)
+@field_option(ExpertOptions, "validation_examples", "--validation-examples", "Held-out examples measured, at most.")
+@field_option(LoraOptions, "rank", "--lora-rank", "Rank of the adapter.")
+@field_option(LoraOptions, "alpha", "--lora-alpha", "Its weight is alpha / rank.", type=float)
+@field_option(LoraOptions, "dropout", "--lora-dropout", "Dropout before it.", type=float)
+@field_option(LoraOptions, "dora", "--dora", "DoRA: length and direction apart.")
+@field_option(LoraOptions, "rslora", "--rslora", "rsLoRA: alpha / √rank.")
+@training_options()
 @click.option(
     "--show-batch",
     type=int,
@@ -147,14 +149,18 @@ def train_expert_command(
 
 def expert_options(values: dict[str, Any]) -> ExpertOptions:
     """Options objects from the values of the flags."""
-
-    def build(kind: Any, **more: Any) -> Any:
-        names = {field.name for field in dataclasses.fields(kind)}
-        return kind(**{name: value for name, value in values.items() if name in names and name not in more}, **more)
-
-    parts = {"lora": build(LoraOptions), "fit": build(FitOptions), "where": build(DeviceOptions)}
-    options: ExpertOptions = build(ExpertOptions, **parts)
+    parts = {
+        name: built(kind, values)
+        for name, kind in (("lora", LoraOptions), ("fit", FitOptions), ("where", DeviceOptions))
+    }
+    options: ExpertOptions = built(ExpertOptions, values, **parts)
     return options
+
+
+def built(kind: Any, values: dict[str, Any], **more: Any) -> Any:
+    """An options object from those values of the flags that are its fields."""
+    names = {field.name for field in dataclasses.fields(kind)} - more.keys()
+    return kind(**{name: value for name, value in values.items() if name in names}, **more)
 
 
 def _facts_text(facts: dict[str, Any]) -> str:

@@ -14,6 +14,7 @@ from efficient_empathy.errors import EmpathyError
 from efficient_empathy.experts.decoding_options import DecodingOptions
 from efficient_empathy.experts.key_values import can_join, join, new_cache, widened
 from efficient_empathy.experts.models import LanguageModel
+from efficient_empathy.experts.prompt_states import read_prompts, told
 
 Finish = Literal["end", "length"]
 _REFILL = 0.25
@@ -144,6 +145,8 @@ class _Batch:
         """What is left of each row's random numbers; the next one first."""
         self.cache = new_cache(self._model.config) if options.use_cache else None
         self._cached = 0
+        self.states = read_prompts(self._model, self.tokens_BT, self.mask_BT)
+        """What the model settled for each row's prompt; None for most models."""
 
     @property
     def can_grow(self) -> bool:
@@ -173,6 +176,8 @@ class _Batch:
         self.tokens_BT, self.mask_BT, self.draws_BT = (
             tensor[index] for tensor in (self.tokens_BT, self.mask_BT, self.draws_BT)
         )
+        if self.states is not None:
+            self.states = self.states[index]
         if self.cache is not None:
             self.cache.batch_select_indices(index)
 
@@ -190,18 +195,21 @@ class _Batch:
         self.tokens_BT = torch.cat([widened(one.tokens_BT[:, drop:], width) for one, drop in pairs])
         self.mask_BT = torch.cat([widened(one.mask_BT[:, drop:], width) for one, drop in pairs])
         self.draws_BT = torch.cat([self.draws_BT, other.draws_BT])
+        if self.states is not None and other.states is not None:
+            self.states = torch.cat([self.states, other.states])
         self.rows += other.rows
 
     def _forward(self) -> Any:
         positions_BT = (self.mask_BT.cumsum(1) - 1).clamp_(min=0)
         places_BT = positions_BT[:, self._cached :]
         inputs = {"position_ids": places_BT, "past_key_values": self.cache, "logits_to_keep": 1}
-        return self._model(
-            input_ids=self.tokens_BT[:, self._cached :],
-            attention_mask=self.mask_BT,
-            use_cache=self.cache is not None,
-            **{name: value for name, value in inputs.items() if name in self._accepts},
-        )
+        with told(self._model, self.states):
+            return self._model(
+                input_ids=self.tokens_BT[:, self._cached :],
+                attention_mask=self.mask_BT,
+                use_cache=self.cache is not None,
+                **{name: value for name, value in inputs.items() if name in self._accepts},
+            )
 
 
 def draw(logits_BV: Tensor, uniform_B: Tensor, options: DecodingOptions) -> Tensor:

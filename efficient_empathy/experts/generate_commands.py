@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     from efficient_empathy.experts.answers import AnswerJob, Outcome
     from efficient_empathy.experts.models import LanguageModel
 
+_SHOWN = 5
+"""Answers that --show-gates shows."""
 _DRAWING = ("temperature", "top_p", "top_k")
 
 
@@ -57,6 +59,7 @@ _DRAWING = ("temperature", "top_p", "top_k")
 @click.option("--no-nll", is_flag=True, help="Do not measure how likely the references are.")
 @click.option("--chat", is_flag=True, help="Talk to the model: one line a turn; /reset, /quit.")
 @click.option("--overwrite", is_flag=True, help="Start over in a folder that another run has written.")
+@click.option("--show-gates", is_flag=True, help="Show some answers of a mixture, each token coloured by its expert.")
 @click.option("--json", "as_json", is_flag=True, help="Print the manifest as JSON instead of the summary.")
 @click.option("--dry-run", is_flag=True, help="Count what there is to answer, and stop.")
 def generate_command(**values: Any) -> None:
@@ -78,15 +81,22 @@ def generate_command(**values: Any) -> None:
         counts = count_contexts(job)
         click.echo(_json(counts) if values["as_json"] else _lines(counts))
         return
-    outcome = write_answers(job, _load(values))
+    model = _load(values)
+    outcome = write_answers(job, model)
     if outcome.already_done:
         click.echo(f"Already done: '{job.out}' holds the finished result of this very run.", err=True)
     click.echo(_json(outcome.manifest) if values["as_json"] else _summary(outcome, job.out))
+    if values["show_gates"]:
+        _show_gates(model, job.out)
 
 
 def _check(values: dict[str, Any]) -> None:
     if values["chat"]:
-        given = [name for name in ("contexts", "out", "limit", "as_json", "dry_run", "overwrite") if values[name]]
+        given = [
+            name
+            for name in ("contexts", "out", "limit", "as_json", "dry_run", "overwrite", "show_gates")
+            if values[name]
+        ]
         if given:
             name = {"contexts": "CONTEXTS", "as_json": "--json"}.get(given[0], "--" + given[0].replace("_", "-"))
             raise EmpathyError(f"--chat talks to a person and writes nothing: leave {name} out.")
@@ -139,6 +149,16 @@ def _chat(model: "LanguageModel", decoding: DecodingOptions) -> None:
     check_room(model, decoding)
     click.echo(f"Talking to {model.name}. {HELP}", err=True)
     converse(model, decoding, _typed(), lambda text: click.echo(text, nl=False))
+
+
+def _show_gates(model: "LanguageModel", out: Path) -> None:
+    """The first answers of a folder, on stderr: they are to be looked at."""
+    from efficient_empathy.experts.answer_folders import read_answers
+    from efficient_empathy.moe.showing import show_gates
+
+    answered = [answer for answer in read_answers(out).answers if answer.text]
+    for answer in answered[:_SHOWN]:
+        click.echo(f"{answer.context[-1].text}\n  {show_gates(model, answer.context, answer.text)}", err=True)
 
 
 def _typed() -> Iterator[str]:

@@ -8,6 +8,8 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import Tensor, nn
 
+from efficient_empathy.experts.prompt_states import read_prompts, told
+
 IGNORED = -100
 """Label of a token that is not supervised."""
 _TOLERANCE = 1e-3
@@ -37,16 +39,28 @@ def response_nll(model: nn.Module, input_ids: Tensor, attention_mask: Tensor, la
     counts_B = chosen_BT.sum(1)
     if not bool(chosen_BT.any()):
         return torch.zeros(len(labels), device=labels.device), counts_B
-    if _has_plain_head(model, input_ids[:1, :_PROBE_TOKENS], attention_mask[:1, :_PROBE_TOKENS]):
-        decoder, head = _parts(model)
-        hidden_BTH = decoder(input_ids=input_ids, attention_mask=attention_mask, use_cache=False)[0]
-        logits_NV = head(hidden_BTH[:, :-1][chosen_BT])
-    else:
-        output = model(input_ids=input_ids, attention_mask=attention_mask, use_cache=False)
-        logits_NV = output.logits[:, :-1][chosen_BT]
+    states = read_prompts(model, *_prompts(input_ids, attention_mask, labels))
+    with told(model, None if states is None else states[:1]):
+        plain = _has_plain_head(model, input_ids[:1, :_PROBE_TOKENS], attention_mask[:1, :_PROBE_TOKENS])
+    with told(model, states):
+        if plain:
+            decoder, head = _parts(model)
+            hidden_BTH = decoder(input_ids=input_ids, attention_mask=attention_mask, use_cache=False)[0]
+            logits_NV = head(hidden_BTH[:, :-1][chosen_BT])
+        else:
+            output = model(input_ids=input_ids, attention_mask=attention_mask, use_cache=False)
+            logits_NV = output.logits[:, :-1][chosen_BT]
     nll_N = nn.functional.cross_entropy(logits_NV.float(), targets_BT[chosen_BT], reduction="none")
     rows_N = chosen_BT.nonzero()[:, 0]
     return torch.zeros(len(labels), device=nll_N.device).index_add(0, rows_N, nll_N), counts_B
+
+
+def _prompts(input_ids: Tensor, attention_mask: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+    """The columns up to the last prompt's end, and where in them there is a prompt: all before what is supervised."""
+    answered_BT = (labels != IGNORED).cumsum(1) > 0
+    mask_BT = attention_mask * ~answered_BT
+    width = int(mask_BT.any(0).sum())
+    return input_ids[:, :width], mask_BT[:, :width]
 
 
 def _parts(model: Any) -> tuple[nn.Module, nn.Module]:

@@ -43,7 +43,7 @@ def choose(data: Sequence[str], control: Control, holdout: float, seed: int) -> 
 
     Args:
         data: subset folders as ``ee-cli filter`` writes them, or dialogues of any kind.
-        control: see ``ExpertOptions``; any but ``none`` needs one subset folder beside the others of its run.
+        control: see ``ExpertOptions``; any but ``none`` needs subset folders of one run.
         holdout: share of the conversations that is held out, by a hash of the conversation's name alone.
         seed: draws the random control.
 
@@ -103,14 +103,16 @@ def _selection(data: Sequence[str]) -> dict[str, Any]:
 
 def _siblings(data: Sequence[str], control: Control) -> list[Path]:
     """The folders that a control takes its examples from."""
-    parent = Path(data[0]).resolve().parent
-    if len(data) != 1 or not (parent / MANIFEST).is_file():
+    parents = {Path(name).resolve().parent for name in data}
+    parent = min(parents)
+    if len(parents) != 1 or not (parent / MANIFEST).is_file():
         raise EmpathyError(
-            f"--control {control} draws from all subsets of one filter run: --data must be one folder of such a run, "
+            f"the control '{control}' draws from all subsets of one filter run: --data must be folders of one such run, "
             f"e.g. subsets/sensibility, with its {MANIFEST} one level up."
         )
     names = list(read_manifest(parent, "subsets")["subsets"])
     folders = [parent / name for name in names if (parent / name).is_dir()]
-    if Path(data[0]).resolve() not in folders:
-        raise EmpathyError(f"'{data[0]}' is none of the subsets of '{parent.name}': {', '.join(names)}.")
+    for name in data:
+        if Path(name).resolve() not in folders:
+            raise EmpathyError(f"'{name}' is none of the subsets of '{parent.name}': {', '.join(names)}.")
     return [folder for folder in folders if control != "union" or folder.name != DISCARDED]

@@ -43,10 +43,10 @@ def test_full_and_union(subsets):
 def test_a_control_needs_the_folders_beside_it(subsets, tmp_path):
     lonely = tmp_path / "rows.jsonl"
     lonely.write_text('{"id": "a", "context": ["i lost"], "response": "so sorry"}\n')
-    with pytest.raises(EmpathyError, match="one folder of such a run"):
+    with pytest.raises(EmpathyError, match="folders of one such run"):
         choose([str(lonely)], "random", 0.2, 0)
     both = [str(subsets / "sensibility"), str(subsets / "rationality")]
-    with pytest.raises(EmpathyError, match="one folder of such a run"):
+    with pytest.raises(EmpathyError, match="folders of one such run"):
         choose(both, "full", 0.2, 0)
     with pytest.raises(EmpathyError, match="none is left to train on"):
         choose([str(lonely)], "none", 1.0, 0)
