@@ -144,7 +144,8 @@ def speed(options: argparse.Namespace) -> dict:
     prepared = prepare(request)
     rounds = [(ours(prepared, steps), trainer(prepared, steps, IGNORED)) for _ in range(options.rounds)]
     result = {
-        "rows_a_batch": 16,
+        "rows_a_batch": 4,
+        "batches_a_step": 4,
         "steps": steps,
         "ours": [first for first, _ in rounds],
         "trainer": [second for _, second in rounds],
@@ -166,7 +167,7 @@ def ours(prepared, steps: int) -> float:
             self.tokens, self.begin = 0, 0.0
 
         def on_train_batch_end(self, trainer, module, outputs, batch, index):
-            if index == 0:
+            if index < FitOptions().accumulate:
                 self.begin = time.perf_counter()
             else:
                 self.tokens += int(batch["attention_mask"].sum())
@@ -176,6 +177,7 @@ def ours(prepared, steps: int) -> float:
     with quiet():
         trainer = L.Trainer(
             max_steps=steps,
+            accumulate_grad_batches=FitOptions().accumulate,
             accelerator="cpu",
             callbacks=[clock],
             gradient_clip_val=1.0,
@@ -200,6 +202,7 @@ def trainer(prepared, steps: int, ignored: int) -> float:
     from efficient_empathy.experts.bases import load_base
 
     model, tokenizer = load_base(prepared.base)
+    tokenizer.pad_token = tokenizer.eos_token
     config = LoraConfig(r=8, lora_alpha=32, lora_dropout=0.1, target_modules="all-linear", task_type="CAUSAL_LM")
     model = get_peft_model(model, config)
     rows = []
@@ -227,7 +230,8 @@ def trainer(prepared, steps: int, ignored: int) -> float:
     with tempfile.TemporaryDirectory() as folder:
         arguments = TrainingArguments(
             folder,
-            per_device_train_batch_size=16,
+            per_device_train_batch_size=4,
+            gradient_accumulation_steps=4,
             max_steps=steps,
             learning_rate=5e-4,
             report_to=[],
@@ -238,7 +242,7 @@ def trainer(prepared, steps: int, ignored: int) -> float:
             use_cpu=True,
         )
         Trainer(model, arguments, Collator(tokenizer), rows, callbacks=[clock]).train()
-    return round(sum(seen[1:steps]) / (clock.end - clock.begin), 1)
+    return round(sum(seen[4 : 4 * steps]) / (clock.end - clock.begin), 1)
 
 
 def answers(options: argparse.Namespace) -> dict:
@@ -257,9 +261,8 @@ def answers(options: argparse.Namespace) -> dict:
             "--no-nll",
         ]
         run_command(["generate", str(DATA / POOL), "--examples", "every-turn", *arguments, "-o", str(out)])
-        seconds = json.loads((out / "run.json").read_text())[
-            "seconds"
-        ]  # of the answers alone, without loading the model
+        # Of the answers alone, without loading the model.
+        seconds = json.loads((out / "run.json").read_text())["seconds"]
         found[batch] = {"seconds": seconds, "answers": [row["answer"] for row in saved(out)]}
     same = sum(a == b for a, b in zip(found[16]["answers"], found[1]["answers"], strict=True))
     result = {

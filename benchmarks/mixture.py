@@ -77,7 +77,8 @@ class Bench:
             experts = [self.expert(subset, seed, [folder]) for subset, folder in zip(SUBSETS, self.data, strict=True)]
             given = [part for folder in experts for part in ("--expert", str(folder))]
             given += [part for folder in self.data for part in ("--data", folder)]
-            self._train(["train-moe", *given, *arguments, "-o", str(out)], out.name, seed)
+            rate = ["--learning-rate", str(self.options.router_learning_rate)]
+            self._train(["train-moe", *given, *rate, *arguments, "-o", str(out)], out.name, seed)
         return out
 
     def _train(self, arguments: list[str], name: str, seed: int) -> None:
@@ -273,6 +274,7 @@ def main() -> None:
     parser.add_argument("--base", default="smollm2")
     parser.add_argument("--seeds", default="0,1,2")
     parser.add_argument("--steps", type=int, default=48)
+    parser.add_argument("--router-learning-rate", type=float, default=1e-3)
     parser.add_argument("--rows", type=int, default=200, help="tested rows of each subset, at most")
     parser.add_argument("--holdout", type=float, default=0.05)
     parser.add_argument("--resamples", type=int, default=2000)

@@ -68,7 +68,6 @@ class ResponseModule(L.LightningModule):
         torch.manual_seed((self.seed * 1_000_003 + index) * 4096 + self.global_rank)
         nll_B, tokens_B = response_nll(self.model, batch["input_ids"], batch["attention_mask"], batch["labels"])
         self.sums.add(nll_B.detach(), tokens_B)
-        self.log("train/nll", nll_B.detach().sum() / tokens_B.sum().clamp(min=1), batch_size=len(nll_B))
         # Lightning divides by the batches of a step and takes the mean over devices: undone, to divide by the tokens of the step.
         return nll_B.sum() * (self.options.accumulate * self.trainer.world_size / batch["step_tokens"])
 
@@ -225,6 +224,7 @@ class CsvLog(L.Callback):
         rate = float(trainer.optimizers[0].param_groups[0]["lr"])
         self._lines.append(_Line(trainer.global_step, nll / max(1, tokens), tokens, rate, tokens / (now - self._clock)))
         self._clock = now
+        module.log("train/nll", nll / max(1, tokens), on_step=True, on_epoch=False, batch_size=1)
         if now - self._spoken >= _LOG_SECONDS:
             self._spoken = now
             self._say(trainer.global_step, now)

@@ -17,6 +17,9 @@ from efficient_empathy.moe.router import Router
 SEPARATES = 0.70
 """AUC from which on the gates are said to separate the subsets."""
 
+_SMALL_GAP = 0.02
+"""A difference of mean gates that changes next to nothing, however well it sorts rows."""
+
 
 @dataclass(frozen=True)
 class Routings:
@@ -54,10 +57,12 @@ class RouterReport:
     """Mean gates of each gate of the router, in the order of the experts."""
     auc: float | None
     """Of a row's mean gate as a classifier of its subset, mean over experts; None where subsets and experts do not pair up."""
+    gap: float | None
+    """How much higher an expert's mean gate is on its own subset than on the others', mean over experts."""
     rows: int
     """Held-out rows that all this is of."""
     verdict: str
-    """What the AUC means."""
+    """What AUC and gap mean."""
 
 
 def read_routings(model: Any, router: Router, rows: Rows, batch_size: int = 16) -> Routings:
@@ -108,7 +113,9 @@ def report(router: Router, subsets: Sequence[Routings]) -> RouterReport:
         layers.setdefault(number[1] if number else name, []).append(place)
     most = math.log(len(router.experts))
     mean_entropy = float(weights @ everything.entropies.mean(1))
-    auc = subset_auc(subsets) if len(subsets) == len(router.experts) else None
+    auc, gap = subset_auc(subsets), subset_gap(subsets)
+    if len(subsets) != len(router.experts):
+        auc = gap = None
     return RouterReport(
         mean_gate=_named(router, mean_SE.mean(0)),
         entropy=mean_entropy,
@@ -117,21 +124,33 @@ def report(router: Router, subsets: Sequence[Routings]) -> RouterReport:
         layers={layer: _named(router, mean_SE[places].mean(0)) for layer, places in layers.items()},
         sites={name: [round(float(value), 6) for value in mean_SE[place]] for place, name in enumerate(router.names)},
         auc=auc,
+        gap=gap,
         rows=len(everything.tokens),
-        verdict=verdict(auc),
+        verdict=verdict(auc, gap),
     )
 
 
 def subset_auc(subsets: Sequence[Routings]) -> float | None:
     """AUC of each expert's mean gate for its own subset against the others, mean over experts; None if a subset has no rows."""
-    if not all(len(subset.tokens) for subset in subsets):
-        return None
-    found = []
-    for expert in range(len(subsets)):
+    found = [auc(own, rest) for own, rest in _own_and_rest(subsets)]
+    return float(np.mean(found)) if found else None
+
+
+def subset_gap(subsets: Sequence[Routings]) -> float | None:
+    """Mean gate of an expert on its own subset less that on the others, mean over experts; None if a subset has no rows."""
+    found = [float(own.mean() - rest.mean()) for own, rest in _own_and_rest(subsets)]
+    return float(np.mean(found)) if found else None
+
+
+def _own_and_rest(subsets: Sequence[Routings]) -> list[tuple[np.ndarray, np.ndarray]]:
+    """Each expert's gate on the rows of its own subset, and of the others; nothing where a subset has no rows, or is alone."""
+    if len(subsets) < 2 or not all(len(subset.tokens) for subset in subsets):
+        return []
+    pairs = []
+    for expert in range(min(len(subsets), subsets[0].gates.shape[2])):
         scores = [subset.gates[:, :, expert].mean(1) for subset in subsets]
-        rest = np.concatenate([scores[place] for place in range(len(subsets)) if place != expert])
-        found.append(auc(scores[expert], rest))
-    return float(np.mean(found))
+        pairs.append((scores[expert], np.concatenate([*scores[:expert], *scores[expert + 1 :]])))
+    return pairs
 
 
 def auc(positive: Sequence[float] | np.ndarray, negative: Sequence[float] | np.ndarray) -> float:
@@ -143,15 +162,16 @@ def auc(positive: Sequence[float] | np.ndarray, negative: Sequence[float] | np.n
     return float((ranks[:n].sum() - n * (n + 1) / 2) / (n * m))
 
 
-def verdict(auc: float | None) -> str:
-    """A sentence on the AUC."""
-    if auc is None:
+def verdict(auc: float | None, gap: float | None) -> str:
+    """A sentence on whether the gates tell the subsets apart, and whether that makes a difference."""
+    if auc is None or gap is None:
         return (
             "whether the router separates the subsets was not measured: give the subset of each expert, in their order"
         )
     if auc < SEPARATES:
         return f"the router did not separate the subsets: AUC {auc:.2f} on held-out rows, under {SEPARATES:.2f}"
-    return f"the router separates the subsets: AUC {auc:.2f} on held-out rows"
+    text = f"the router separates the subsets: AUC {auc:.2f} on held-out rows"
+    return f"{text}, but an expert's gate is only {gap:.3f} higher on its own subset" if gap < _SMALL_GAP else text
 
 
 def _named(router: Router, values: np.ndarray) -> dict[str, float]:

@@ -147,7 +147,7 @@ def _started(number: int, job: Job, scorer: RatesExamples, route: Route | None, 
     process = context.Process(
         target=_work, args=(theirs, job, scorer, route, plan.threads), name=f"ee-worker-{number}", daemon=True
     )
-    with _interrupts_ignored():
+    with _interrupts_held():
         process.start()
     theirs.close()  # so that the worker's end is the only one, and its death is seen
     well = False
@@ -166,17 +166,19 @@ def _started(number: int, job: Job, scorer: RatesExamples, route: Route | None, 
 
 
 @contextlib.contextmanager
-def _interrupts_ignored() -> Iterator[None]:
-    """Start a process that leaves Ctrl-C to its parent from its first moment on: it inherits what is ignored."""
-    if threading.current_thread() is not threading.main_thread():
+def _interrupts_held() -> Iterator[None]:
+    """Start a process that leaves Ctrl-C to its parent from its first moment on: it inherits that the signal is held back.
+
+    One that comes meanwhile reaches the parent afterwards.
+    """
+    if threading.current_thread() is not threading.main_thread() or not hasattr(signal, "pthread_sigmask"):
         yield
         return
-    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     try:
         yield
     finally:
-        # None: something outside of Python handles it, which cannot be put back from here.
-        signal.signal(signal.SIGINT, signal.SIG_DFL if before is None else before)
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def _work(connection: Connection, job: Job, scorer: Any, route: Route | None, threads: int) -> None:

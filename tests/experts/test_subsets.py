@@ -1,5 +1,7 @@
 """Which examples a training and its controls take."""
 
+import shutil
+
 import pytest
 
 from efficient_empathy.errors import EmpathyError
@@ -46,7 +48,11 @@ def test_a_control_needs_the_folders_beside_it(subsets, tmp_path):
     with pytest.raises(EmpathyError, match="folders of one such run"):
         choose([str(lonely)], "random", 0.2, 0)
     both = [str(subsets / "sensibility"), str(subsets / "rationality")]
-    with pytest.raises(EmpathyError, match="folders of one such run"):
-        choose(both, "full", 0.2, 0)
+    assert choose(both, "full", 0.2, 0).own_train == len(choose(both, "none", 0.2, 0).train)
+    other = tmp_path / "subsets" / "kept"
+    shutil.copytree(subsets / "sensibility", other)
+    shutil.copy(subsets / "manifest.json", other.parent)
+    with pytest.raises(EmpathyError, match="none of the subsets of 'subsets'"):
+        choose([str(other)], "full", 0.2, 0)
     with pytest.raises(EmpathyError, match="none is left to train on"):
         choose([str(lonely)], "none", 1.0, 0)

@@ -91,6 +91,18 @@ def test_gates_are_fp32_under_autocast():
 
 
 @pytest.mark.parametrize("granularity", GRANULARITIES)
+def test_the_router_learns_in_fp32_while_the_model_computes_in_bf16(experts, tiny_lm, granularity):
+    model, router, _ = mixture(tiny_lm, experts[:2], seed=2, granularity=granularity)
+    labels = IDS.clone()
+    labels[:, :2] = -100
+    with router.recording() as found, torch.autocast("cpu", torch.bfloat16):
+        nll, _ = response_nll(model, IDS, torch.ones_like(IDS), labels)
+    nll.sum().backward()
+    assert all(routing.gates.dtype == torch.float32 for routing in found.values())
+    assert all(p.grad.dtype == torch.float32 and bool(p.grad.any()) for p in router.parameters())
+
+
+@pytest.mark.parametrize("granularity", GRANULARITIES)
 @pytest.mark.parametrize("count", [2, 3])
 def test_cached_uncached_and_alone_are_the_same_tokens(experts, tiny_lm, granularity, count):
     """Prompts of different lengths are padded on the left, and rows leave the batch as they end."""

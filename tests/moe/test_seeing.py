@@ -41,12 +41,14 @@ def test_report_by_hand():
     assert found.entropy_share == pytest.approx(0.2 / math.log(2))
     assert found.entropy_of_mean == pytest.approx(-0.45 * math.log(0.45) - 0.55 * math.log(0.55))
     assert found.auc == 1.0  # row means 0.9 and 0.5 against 0.3
+    assert found.gap == pytest.approx(0.7 - 0.3)  # the same for b: 0.7 against 0.3
     assert found.rows == 3
     assert found.verdict.startswith("the router separates the subsets")
     assert report(router, [own]).auc is None
 
 
 def test_a_router_that_learnt_nothing_is_said_so():
-    assert "the router did not separate the subsets" in verdict(0.69)
-    assert "the router separates the subsets" in verdict(0.70)
-    assert "was not measured" in verdict(None)
+    assert "the router did not separate the subsets" in verdict(0.69, 0.2)
+    assert verdict(0.70, 0.2) == "the router separates the subsets: AUC 0.70 on held-out rows"
+    assert "but an expert's gate is only 0.001 higher" in verdict(0.95, 0.001)
+    assert "was not measured" in verdict(None, None)
