@@ -121,15 +121,15 @@ from efficient_empathy.scorer.job import Job
 from efficient_empathy.selection import PaperPolicy
 job = Job((sys.argv[1],), Path(sys.argv[2]), unit_bytes=5000, chunk=10, workers=int(sys.argv[4]))
 try:
-    run(job, LengthScorer(0.005), PaperPolicy())
+    run(job, LengthScorer(float(sys.argv[5])), PaperPolicy())
 except KeyboardInterrupt:
     print("stopped by hand")
 """
 
 
-def start_run(job, count):
+def start_run(job, count, seconds=0.02):
     path = os.pathsep.join([str(HERE.parents[1]), os.environ.get("PYTHONPATH", "")])
-    command = [sys.executable, "-c", RUN, job.inputs[0], str(job.out), str(HERE), str(count)]
+    command = [sys.executable, "-c", RUN, job.inputs[0], str(job.out), str(HERE), str(count), str(seconds)]
     streams = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
     return subprocess.Popen(command, env={**os.environ, "PYTHONPATH": path}, start_new_session=True, **streams)
 
@@ -188,7 +188,7 @@ def test_killed_in_mid_run_with_several_workers_and_run_again_with_others(job, t
 @needs_proc
 @pytest.mark.slow
 def test_ctrl_c_stops_the_workers_quietly(job):
-    process = start_run(job, 2)
+    process = start_run(job, 2, seconds=0.1)  # slow enough not to be at its end when it is stopped
     wait_for(lambda: units_done(job.out) >= 1, process)
     os.killpg(process.pid, signal.SIGINT)  # as a terminal does: to the parent and the workers
     out, err = process.communicate(timeout=60)
