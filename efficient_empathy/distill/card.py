@@ -100,6 +100,12 @@ def _parity(spec: ScorerSpec) -> str:
         lines.append(f"- int8: {figures}; {len(int8['kept_fp32'])} matrix products stay in fp32.")
     else:
         lines.append(f"- int8 was left out, since it failed the parity gate: {figures}.")
+    if fast := spec.parity.get("fast"):
+        lines.append(
+            f"- fast tier, a model of hashed n-grams that learnt the transformer's scores of {fast['learnt_from']} unlabelled "
+            f"examples: Spearman with them {min(fast['spearman']):.3f}, {100 * fast['flips']:.1f} % of decisions differ, on "
+            f"{fast['rows']} others. `--tier cascade` sends the rows it is not sure of to the transformer."
+        )
     return "\n".join(lines)
 
 

@@ -12,7 +12,7 @@ from efficient_empathy.distill.judge_options import judge_options, judging_progr
 from efficient_empathy.distill.label_report import LabelPlan, LabelReport
 from efficient_empathy.distill.labelling import label, plan_labels
 from efficient_empathy.distill.options import JudgeOptions
-from efficient_empathy.distill.settings import DEFAULT_BACKBONE, EFFORTS, DistillOptions, TrainingOptions
+from efficient_empathy.distill.settings import DEFAULT_BACKBONE, EFFORTS, DistillOptions, FastOptions, TrainingOptions
 from efficient_empathy.errors import EmpathyError
 from efficient_empathy.manifest import pretty_json
 from efficient_empathy.selection.report import report
@@ -137,6 +137,13 @@ def _rejected(rejected: dict[str, int]) -> list[str]:
     show_default=True,
     help="Share of the labels to measure on instead of training.",
 )
+@click.option(
+    "--fast-examples",
+    type=click.IntRange(min=0),
+    default=16_000,
+    show_default=True,
+    help="Unlabelled examples that the transformer rates for the fast tier, at most; 0: no fast tier.",
+)
 @click.option("--seed", type=int, default=0, show_default=True, help="Draws the examples, the split and the weights.")
 @click.option("--dry-run", is_flag=True, help="Print what the judge would cost, and stop.")
 @click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
@@ -170,5 +177,7 @@ def distill_command(**values: Any) -> None:
 def _distill_options(values: dict[str, Any]) -> DistillOptions:
     training = TrainingOptions() if values["epochs"] is None else TrainingOptions(epochs=values["epochs"])
     names = ("backbone", "effort", "holdout", "seed")
+    given = {name: values[name] for name in names}
+    fast = FastOptions(rated_examples=values["fast_examples"])
     # --max-tokens is the judge's: the length of its answers.
-    return DistillOptions(training=training, max_tokens=values["max_length"], **{name: values[name] for name in names})
+    return DistillOptions(training=training, fast=fast, max_tokens=values["max_length"], **given)

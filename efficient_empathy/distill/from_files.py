@@ -84,9 +84,9 @@ def distill_from_files(request: DistillRequest, progress: Callable[[Progress], N
 def _pool(request: DistillRequest, labelled: set[str]) -> list[Example]:
     if not request.dialogues:
         return []
-    plan = request.options.pool
-    wanted = COMPARED_EXAMPLES
-    if request.options.effort == "high":
-        wanted += max(wanted, plan.rated_examples)
+    options = request.options
+    wanted = max(COMPARED_EXAMPLES, options.fast.rated_examples)
+    if options.effort == "high":
+        wanted = max(wanted, options.pool.rated_examples * 4 // 3)
     examples = read_examples(request.dialogues, request.examples, Counter())
     return choose_examples((e for e in examples if e.digest not in labelled), wanted, request.options.seed)

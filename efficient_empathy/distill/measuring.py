@@ -1,6 +1,6 @@
 """What the report and the card say: the scorer and three baselines on the held-out rows, with intervals."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
@@ -38,11 +38,13 @@ def decision_rule(scales: tuple[Scale, ...]) -> tuple[Decide, int, str]:
     return (lambda scores: ((scores > middles) * bits).sum(1)), 1 << len(scales), "above or below each scale's middle"
 
 
-def measure(found: np.ndarray, split: Split, scales: tuple[Scale, ...], backbone: Backbone) -> dict[str, Any]:
+def measure(
+    found: Mapping[str, np.ndarray], split: Split, scales: tuple[Scale, ...], backbone: Backbone
+) -> dict[str, Any]:
     """Agreement with the judge on the held-out rows, of the scorer and of three baselines fitted on the same rows.
 
     Args:
-        found: the scorer's scores of the held-out rows, (held-out rows, d).
+        found: scores of the held-out rows by the scorer's tiers, each (held-out rows, d).
         split: the labelled examples.
         scales: the dimensions.
         backbone: for the frozen encoder with a linear head.
@@ -53,7 +55,7 @@ def measure(found: np.ndarray, split: Split, scales: tuple[Scale, ...], backbone
     train, test = [examples[row] for row in rows], [examples[row] for row in held]
     features = frozen_features([*train, *test], backbone)
     systems = {
-        "scorer": found,
+        **found,
         "frozen encoder + linear": ridge(features[: len(train)], scores[rows], features[len(train) :]),
         "TF-IDF + ridge": tfidf_ridge(train, scores[rows], test),
         "mean": mean_scores(scores[rows], len(held)),

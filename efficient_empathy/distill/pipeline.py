@@ -17,10 +17,11 @@ from efficient_empathy.distill.backbone import Backbone, open_backbone
 from efficient_empathy.distill.batches import split_by_conversation
 from efficient_empathy.distill.calibration import cross_fitted, fit_calibration
 from efficient_empathy.distill.card import write_card
+from efficient_empathy.distill.fast_tier import FAST_FILE, PoolParts, make_fast_tier
 from efficient_empathy.distill.measuring import decision_rule, measure
 from efficient_empathy.distill.quantise import Int8Parity, quantise
 from efficient_empathy.distill.rubric import Rubric
-from efficient_empathy.distill.settings import COMPARED_EXAMPLES, DistillOptions, Effort
+from efficient_empathy.distill.settings import COMPARED_EXAMPLES, DistillOptions
 from efficient_empathy.distill.students import Split, TrainedStudent, train_normal
 from efficient_empathy.errors import EmpathyError
 from efficient_empathy.manifest import versions, write_manifest
@@ -42,7 +43,7 @@ class LabelledData:
     scores: np.ndarray
     """The judge's scores, float (n, d), columns in the rubric's order."""
     pool: Sequence[Example] = ()
-    """Unlabelled examples; those whose conversation is held out are left out of it."""
+    """Unlabelled examples, in an order drawn by seed; nothing is learnt from those whose conversation is held out."""
     provenance: Mapping[str, Any] = field(default_factory=dict)
     """Where the labels came from (files, hashes, judge, cost); goes into the manifest and the card as it is."""
 
@@ -51,7 +52,7 @@ def distill(data: LabelledData, rubric: Rubric, options: DistillOptions, out: Pa
     """Train a scorer and write its folder.
 
     Args:
-        data: judged examples and, for ``effort="high"``, a pool of unlabelled ones.
+        data: judged examples, and a pool of unlabelled ones for the fast tier and ``effort="high"``.
         rubric: what was judged; its dimensions are the scorer's.
         options: how to train.
         out: the folder to write; it appears whole or not at all.
@@ -65,20 +66,31 @@ def distill(data: LabelledData, rubric: Rubric, options: DistillOptions, out: Pa
     _check(data, rubric, options, out)
     scales = tuple(Scale(d.name, float(d.low), float(d.high)) for d in rubric.dimensions)
     backbone = open_backbone(options.backbone, options.max_tokens)
-    trained = _train(data, scales, backbone, options, out)
+    parts = pool_parts(data, options)
+    trained = _train(data, parts, scales, backbone, options, out)
     split, scores = trained.split, data.scores[trained.split.held_out]
     calibration = fit_calibration(trained.outputs[trained.best_epoch], scores)
     trained.student.set_calibration(torch.from_numpy(calibration.slope), torch.from_numpy(calibration.intercept))
     groups = [data.examples[row].dialogue_id for row in split.held_out]
     found = cross_fitted(trained.outputs, scores, groups, options.seed)
-    quality = measure(found, split, scales, backbone)
     scratch = _new_scratch(out)
     try:
-        parity, tiers = _export(trained, data, backbone, scales, options, scratch)
+        parity, files = _export(trained, data, parts, backbone, scales, scratch)
+        tiers, labelled = {"transformer": files}, [data.examples[row] for row in split.held_out]
+        held = {example.dialogue_id for example in labelled}
+        apart = PoolParts([example for example in parts.learnt if example.dialogue_id not in held], parts.unseen)
+        fast = make_fast_tier(scratch, files, apart, labelled, backbone, scales, options.fast, options.seed)
+        others: dict[str, np.ndarray] = {}
+        if fast is not None:
+            tiers["fast"], parity["fast"] = {"fp32": FAST_FILE}, asdict(fast.facts)
+            others = {"fast tier": fast.labelled_scores}
+        quality = measure({"scorer": found, **others}, split, scales, backbone)
         spec = ScorerSpec(
             dimensions=scales,
             encoding=backbone.encoding,
-            tiers={"transformer": tiers},
+            tiers=tiers,
+            fast=options.fast.spec if fast is not None else None,
+            cascade=fast.cascade if fast is not None else {},
             rubric={"name": rubric.name, "sha256": rubric.digest},
             calibration={"slope": calibration.slope.tolist(), "intercept": calibration.intercept.tolist()},
             parity=parity,
@@ -88,8 +100,9 @@ def distill(data: LabelledData, rubric: Rubric, options: DistillOptions, out: Pa
         write_spec(scratch, spec)
         body = _provenance(data, rubric, options, trained)
         write_card(scratch, spec, body)
-        files = [SPEC_FILE, TOKENIZER_FILE, "README.md", *tiers.values()]
-        write_manifest(scratch, KIND, body, files)
+        models = [file for files in tiers.values() for file in files.values()]
+        cascade = [spec.cascade["file"]] if spec.cascade else []
+        write_manifest(scratch, KIND, body, [SPEC_FILE, TOKENIZER_FILE, "README.md", *models, *cascade])
         scratch.chmod(0o755)
         scratch.rename(out)
     except BaseException:
@@ -135,7 +148,12 @@ def _check(data: LabelledData, rubric: Rubric, options: DistillOptions, out: Pat
 
 
 def _train(
-    data: LabelledData, scales: tuple[Scale, ...], backbone: Backbone, options: DistillOptions, out: Path
+    data: LabelledData,
+    parts: PoolParts,
+    scales: tuple[Scale, ...],
+    backbone: Backbone,
+    options: DistillOptions,
+    out: Path,
 ) -> TrainedStudent:
     groups = [example.dialogue_id for example in data.examples]
     # Two held-out conversations at least: on one of them the epoch is chosen that is measured on the other.
@@ -152,8 +170,7 @@ def _train(
     from efficient_empathy.distill.high_effort import train_high
 
     held_conversations = {groups[row] for row in held}
-    learnt, _ = _pool_parts(data, options.effort)
-    pool = [example for example in learnt if example.dialogue_id not in held_conversations]
+    pool = [example for example in parts.learnt if example.dialogue_id not in held_conversations]
     if not pool:
         raise EmpathyError(
             "--effort high: every unlabelled dialogue belongs to a held-out conversation; name more of them."
@@ -164,16 +181,16 @@ def _train(
 def _export(
     trained: TrainedStudent,
     data: LabelledData,
+    parts: PoolParts,
     backbone: Backbone,
     scales: tuple[Scale, ...],
-    options: DistillOptions,
     folder: Path,
 ) -> tuple[dict[str, Any], dict[str, str]]:
     backbone.tokenizer.save(str(folder / TOKENIZER_FILE))
     encoder = Encoder(backbone.tokenizer, backbone.encoding)
     pad = backbone.encoding.pad
     # Compared on rows that were not trained on: those lie further from the thresholds than others do.
-    checked = [*(data.examples[row] for row in trained.split.held_out), *_pool_parts(data, options.effort)[1]]
+    checked = [*(data.examples[row] for row in trained.split.held_out), *parts.unseen[:COMPARED_EXAMPLES]]
     scaling = _spread([data.examples[row] for row in trained.split.rows], _CALIBRATION_ROWS)
     encoded = encoder.encode(checked)
     _log.info("exporting to ONNX and comparing %d rows", len(checked))
@@ -189,11 +206,15 @@ def _export(
     return {"fp32": asdict(fp32), "int8": {**asdict(int8), "passed": int8.passed}}, tiers
 
 
-def _pool_parts(data: LabelledData, effort: Effort) -> tuple[Sequence[Example], Sequence[Example]]:
-    """The part of the pool that may be learnt from, and the part that the exported files are compared on."""
-    pool = data.pool
-    compared = min(COMPARED_EXAMPLES, len(pool) // 4 if effort == "high" else len(pool))
-    return pool[: len(pool) - compared], pool[len(pool) - compared :]
+def pool_parts(data: LabelledData, options: DistillOptions) -> PoolParts:
+    """Divide the pool by conversation: about a quarter is kept unseen, and all of it where nothing is learnt from it."""
+    pool, fast = data.pool, options.fast
+    learns = options.effort == "high" or (fast.rated_examples and len(pool) * 3 // 4 >= fast.least_examples)
+    if not learns or not pool:
+        return PoolParts((), pool[:COMPARED_EXAMPLES])
+    share = min(max(COMPARED_EXAMPLES, fast.rated_examples // 4), len(pool) // 4) / len(pool)
+    learnt, unseen = split_by_conversation([example.dialogue_id for example in pool], share, options.seed)
+    return PoolParts([pool[row] for row in learnt], [pool[row] for row in unseen])
 
 
 def _spread(examples: Sequence[Example], count: int) -> list[Example]:
@@ -220,7 +241,7 @@ def _provenance(data: LabelledData, rubric: Rubric, options: DistillOptions, tra
             "held_out": len(trained.split.held_out),
             **data.provenance,
         },
-        # Read, not learnt from: with normal effort the files are compared on them, with high effort most are rated.
+        # Most are rated for the fast tier and, with high effort, for the student; the rest is compared on.
         "unlabelled_examples_read": len(data.pool),
         "options": asdict(options),
         "training": dict(trained.facts),

@@ -4,6 +4,7 @@ from dataclasses import dataclass, field, replace
 from typing import Literal, get_args
 
 from efficient_empathy.errors import EmpathyError
+from efficient_empathy.scorer.fast import FastSpec
 
 DEFAULT_BACKBONE = "minilm"
 COMPARED_EXAMPLES = 1000
@@ -64,6 +65,40 @@ class PoolOptions:
 
 
 @dataclass(frozen=True)
+class FastOptions:
+    """How the fast tier is trained, on unlabelled examples that the finished transformer rates."""
+
+    rated_examples: int = 16_000
+    """Unlabelled examples that the transformer rates, at most; a quarter is held out to calibrate the cascade. 0: no fast tier."""
+    least_examples: int = 1_000
+    """Fewer rated examples than this are too few to learn from: the scorer then has no fast tier."""
+    epochs: int = 6
+    """Passes over them, 1 to 100."""
+    batch_size: int = 256
+    """Rows a step, 1 to 65,536."""
+    learning_rate: float = 2e-2
+    """Of the vectors; the layers above learn at a third of it."""
+    dropout: float = 0.2
+    """0 to 0.9."""
+    vector: int = 16
+    """Numbers a bucket, 1 to 256."""
+    hidden: int = 64
+    """Units of the hidden layer, 1 to 4096."""
+    spec: FastSpec = field(default_factory=FastSpec)
+    """How examples are read."""
+
+    def __post_init__(self) -> None:
+        _within("rated_examples", self.rated_examples, 0, 10_000_000)
+        _within("least_examples", self.least_examples, 1, 10_000_000)
+        _within("epochs", self.epochs, 1, 100)
+        _within("batch_size", self.batch_size, 1, 65_536)
+        _within("learning_rate", self.learning_rate, 1e-6, 1.0)
+        _within("dropout", self.dropout, 0.0, 0.9)
+        _within("vector", self.vector, 1, 256)
+        _within("hidden", self.hidden, 1, 4096)
+
+
+@dataclass(frozen=True)
 class DistillOptions:
     """From labels to a scorer folder."""
 
@@ -80,7 +115,9 @@ class DistillOptions:
     training: TrainingOptions = field(default_factory=TrainingOptions)
     """How a student is tuned."""
     pool: PoolOptions = field(default_factory=PoolOptions)
-    """What is done with the unlabelled dialogues."""
+    """What ``effort="high"`` does with the unlabelled dialogues."""
+    fast: FastOptions = field(default_factory=FastOptions)
+    """How the fast tier learns from them."""
 
     def __post_init__(self) -> None:
         if self.effort not in EFFORTS:

@@ -10,6 +10,7 @@ import orjson
 from efficient_empathy.errors import EmpathyError
 from efficient_empathy.manifest import MANIFEST, changed_files, pretty_json, read_manifest, sha256_file, write_atomic
 from efficient_empathy.scorer.encoding import EncodingSpec, spec_from_json
+from efficient_empathy.scorer.fast import FastSpec
 
 FORMAT = 1
 KIND = "scorer"
@@ -34,6 +35,10 @@ class ScorerSpec:
     encoding: EncodingSpec
     tiers: Mapping[str, Mapping[str, str]]
     """ONNX file of each precision of each tier: ``{"transformer": {"fp32": "transformer.fp32.onnx", …}}``."""
+    fast: FastSpec | None = None
+    """How the fast tier reads examples, where there is one."""
+    cascade: Mapping[str, Any] = field(default_factory=dict)
+    """File of the held-out rows that both tiers have rated, how many they are, and the transformer's precision there."""
     rubric: Mapping[str, Any] = field(default_factory=dict)
     """Name and hash of the rubric that the labels were judged by."""
     calibration: Mapping[str, Any] = field(default_factory=dict)
@@ -80,8 +85,12 @@ def read_artifact(folder: Path) -> tuple[ScorerSpec, str]:
         )
     record["dimensions"] = tuple(Scale(**dimension) for dimension in record["dimensions"])
     record["encoding"] = spec_from_json(record["encoding"])
+    record["fast"] = FastSpec.from_dict(record["fast"]) if record.get("fast") else None
     spec = ScorerSpec(**record)
+    if "fast" in spec.tiers and spec.fast is None:
+        raise EmpathyError(f"'{folder}' has a fast tier but does not say how it reads examples. Distil it again.")
     needed = {TOKENIZER_FILE, *(name for files in spec.tiers.values() for name in files.values())}
+    needed |= {spec.cascade["file"]} if spec.cascade else set()
     if unhashed := sorted(needed - set(hashed)):
         raise EmpathyError(
             f"the manifest of '{folder}' does not vouch for {', '.join(unhashed)}. Copy or distil it again."

@@ -8,10 +8,11 @@ import click
 
 from efficient_empathy.errors import EmpathyError
 from efficient_empathy.manifest import pretty_json
+from efficient_empathy.scorer.cascade import DEFAULT_MAX_FLIPS
 from efficient_empathy.scorer.engine import describe_run, run
 from efficient_empathy.scorer.job import EXAMPLE_MODES, OUTPUT_FORMATS, Job, Route
 from efficient_empathy.scorer.progress import PROGRESS, progress_for
-from efficient_empathy.scorer.scorer import Scorer
+from efficient_empathy.scorer.scorer import TIERS, Scorer
 from efficient_empathy.scorer.summary import subsets_summary, text_table
 from efficient_empathy.scorer.tokenising import TOKENIZERS
 
@@ -40,6 +41,21 @@ _OPTIONS = (
     ),
     click.option(
         "--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto", show_default=True, help="Where to run."
+    ),
+    click.option(
+        "--tier",
+        type=click.Choice(TIERS),
+        default="auto",
+        show_default=True,
+        help="fast: far cheaper, less exact; cascade: fast, with the transformer near the thresholds; auto: with a policy "
+        "the cheapest that keeps --max-flips, else the transformer.",
+    ),
+    click.option(
+        "--max-flips",
+        type=float,
+        default=DEFAULT_MAX_FLIPS,
+        show_default=True,
+        help="Share of decisions that may differ from the transformer's.",
     ),
     click.option(
         "--precision",
@@ -135,6 +151,9 @@ def rate(
         precision=options["precision"],
         threads=options["threads"],
         tokenizer=options["tokenizer"],
+        tier=options["tier"],
+        policy=route,
+        max_flips=options["max_flips"],
     )
     if dry_run:
         _show_plan(describe_run(job, scorer, route), as_json)

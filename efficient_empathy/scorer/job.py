@@ -10,12 +10,13 @@ import numpy as np
 from efficient_empathy.dialogues.examples import EXAMPLE_MODES, ExampleMode
 from efficient_empathy.dialogues.types import Example
 from efficient_empathy.errors import EmpathyError
+from efficient_empathy.scorer.cascade import describe
 
 OutputFormat = Literal["jsonl", "parquet"]
 OUTPUT_FORMATS: tuple[str, ...] = get_args(OutputFormat)
 SCORED = "examples"
 """The one folder of parts of a run without a policy."""
-_FIELDS_OF_OUR_OWN = {"id", "turn", "subset"}
+_FIELDS_OF_OUR_OWN = {"id", "turn", "subset", "tier"}
 
 
 class RatesExamples(Protocol):
@@ -109,7 +110,7 @@ def check_scorer(scorer: RatesExamples, route: Route | None) -> None:
     """See that the scorer's fields can be written and the policy applied, before any work.
 
     Raises:
-        EmpathyError: a dimension's field would be one of ``ee_id``, ``ee_turn``, ``ee_subset``, or the policy does
+        EmpathyError: a dimension's field would be one of ``ee_id``, ``ee_turn``, ``ee_subset``, ``ee_tier``, or the policy does
             not fit.
     """
     if clash := sorted(_FIELDS_OF_OUR_OWN.intersection(scorer.dimensions)):
@@ -123,10 +124,12 @@ def check_scorer(scorer: RatesExamples, route: Route | None) -> None:
 def describe_scorer(scorer: RatesExamples) -> dict[str, Any]:
     """What the manifest says of a scorer; also decides whether a run may be continued."""
     folder = getattr(scorer, "folder", None)
+    cascade = getattr(scorer, "cascade", None)
     return {
         "folder": Path(folder).name if folder is not None else None,
         "digest": scorer.digest,
         "tier": getattr(scorer, "tier", None),
         "precision": getattr(scorer, "precision", None),
         "dimensions": list(scorer.dimensions),
+        **({"cascade": describe(cascade)} if cascade is not None else {}),
     }

@@ -1,46 +1,64 @@
 """``Scorer``: loads a scorer folder and rates examples, with the run-time dependencies alone."""
 
 import copy
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from efficient_empathy.dialogues.types import Example
 from efficient_empathy.errors import EmpathyError
-from efficient_empathy.scorer.artifact import TOKENIZER_FILE, ScorerSpec, read_artifact
-from efficient_empathy.scorer.batching import TokenBudget, TokenCount, run_batches
-from efficient_empathy.scorer.encoding import Encoder
-from efficient_empathy.scorer.session import check_device, open_session, run_batch
-from efficient_empathy.scorer.tokenising import check_tokenizer, choose_tokenizer
+from efficient_empathy.scorer.artifact import ScorerSpec, read_artifact
+from efficient_empathy.scorer.batching import TokenCount
+from efficient_empathy.scorer.cascade import (
+    DEFAULT_MAX_FLIPS,
+    LEAST_PAIRS,
+    Decides,
+    Doubts,
+    Pairs,
+    Plan,
+    check_max_flips,
+    plan_cascade,
+)
+from efficient_empathy.scorer.session import check_device
+from efficient_empathy.scorer.tiers import FAST, TRANSFORMER, FastTier, TierOptions, TransformerTier, make_tier
+from efficient_empathy.scorer.tokenising import check_tokenizer
 
-_MAX_BATCH_TOKENS = 2048
-"""Tokens in one batch: larger ones leave the second-level cache of ordinary CPUs and run slower a token."""
+CASCADE = "cascade"
+TIERS = ("auto", FAST, TRANSFORMER, CASCADE)
+
+
+@dataclass(frozen=True)
+class Rated:
+    """Scores, and who gave them."""
+
+    scores: np.ndarray
+    """float32 (n, d) on the judge's scale, columns as in ``Scorer.dimensions``."""
+    by_transformer: np.ndarray | None = None
+    """bool (n,), in a cascade only: False where the fast tier decided."""
 
 
 class Scorer:
     """Rates examples on the judge's scale. Make one with ``Scorer.load``.
 
-    Pickles across processes: the ONNX session is opened where it is first used.
+    Pickles across processes: ONNX sessions are opened where they are first used.
     """
 
-    def __init__(
-        self, folder: Path, spec: ScorerSpec, digest: str, tier: str, precision: str, options: Mapping[str, Any]
-    ):
+    def __init__(self, folder: Path, spec: ScorerSpec, digest: str, tier: str, precision: str, options: TierOptions):
         self.folder = Path(folder)
         self.spec = spec
         self.digest = digest
         """SHA-256 of the folder's manifest: names this very scorer in every output."""
         self.tier = tier
+        """``transformer``, ``fast`` or ``cascade``."""
         self.precision = precision
-        self.tokens = TokenCount()
-        """What this object has computed so far, with and without padding."""
-        self._options = dict(options)
-        self._budget = TokenBudget(_MAX_BATCH_TOKENS)
-        self._session: Any = None
-        self._encoder: Encoder | None = None
-        self._tokenizer = ""
+        self.cascade: Plan | None = None
+        """What a cascade promises, and where it draws the line; None for a single tier."""
+        self._doubts: Doubts | None = None
+        self._options = options
+        self._tiers: dict[str, TransformerTier | FastTier] = {}
+        self._make_tiers()
 
     @classmethod
     def load(
@@ -51,38 +69,44 @@ class Scorer:
         tier: str = "auto",
         threads: int | None = None,
         tokenizer: str = "auto",
+        policy: Decides | None = None,
+        max_flips: float = DEFAULT_MAX_FLIPS,
     ) -> "Scorer":
         """Load a scorer folder; every file is checked against its hash.
 
         Args:
             folder: what ``ee-cli distill`` wrote.
             device: ``auto``, ``cpu`` or ``cuda``; ``cuda`` fails unless the session is on CUDA.
-            precision: ``fp32``, ``int8``, or ``auto``: int8 on the CPU where the folder has it, else fp32.
-            tier: ``transformer`` or ``auto``.
+            precision: of the transformer: ``fp32``, ``int8``, or ``auto``: int8 on the CPU where the folder has it, else fp32.
+            tier: ``transformer``; ``fast``, far cheaper and less exact; ``cascade``, the fast tier with the transformer for
+                the rows that it is not sure of; ``auto``: with a policy the cheapest that keeps ``max_flips``, else the
+                transformer.
             threads: threads inside one operator; None takes all usable cores.
             tokenizer: ``tokenizers``, ``tokie``, or ``auto``: tokie where it is installed and gives the ids of ``tokenizers``.
+            policy: what the scores are to decide, such as ``PaperPolicy()``; a cascade cannot do without.
+            max_flips: largest share of decisions by ``policy`` that may differ from the transformer's.
 
         Raises:
             EmpathyError: no such folder, a changed or missing file, or a device, tier or precision that is not there.
         """
         spec, digest = read_artifact(Path(folder))
-        chosen = next(iter(spec.tiers)) if tier == "auto" else tier
-        if chosen not in spec.tiers:
-            raise EmpathyError(f"'{folder}' has no tier '{tier}'; it has: {', '.join(spec.tiers)}.")
-        files = spec.tiers[chosen]
-        if precision == "auto":
-            # int8 kernels are for CPUs; on a GPU the fp32 graph is the faster one.
-            precision = "int8" if "int8" in files and device != "cuda" and not _cuda_first(device) else "fp32"
-        if precision not in files:
-            raise EmpathyError(
-                f"'{folder}' has no precision '{precision}' in tier '{chosen}'; it has: {', '.join(files)}."
-            )
+        if tier not in TIERS or (tier in (FAST, TRANSFORMER) and tier not in spec.tiers):
+            has = [*spec.tiers, *([CASCADE] if spec.cascade else [])]
+            advice = " Distil it with --dialogues to get one." if tier == FAST else ""
+            raise EmpathyError(f"'{folder}' has no tier '{tier}'; it has: {', '.join(has)}.{advice}")
         check_device(device)
         check_tokenizer(tokenizer)
-        options = {"device": device, "threads": threads, "tokenizer": tokenizer}
-        scorer = cls(Path(folder).absolute(), spec, digest, chosen, precision, options)
-        if device == "cuda":
-            scorer._open()  # a device that cannot be had is said now, not after the data has been read
+        check_max_flips(max_flips)
+        options = TierOptions(device, threads, tokenizer)
+        chosen = _precision(folder, spec, precision, device)
+        single = FAST if tier == FAST else TRANSFORMER
+        scorer = cls(Path(folder).absolute(), spec, digest, single, "fp32" if tier == FAST else chosen, options)
+        if tier == CASCADE or (tier == "auto" and policy is not None and _can_cascade(spec)):
+            scorer = scorer._cascading(tier, policy, max_flips)
+        if device == "cuda" and TRANSFORMER in scorer._tiers:
+            scorer._tiers[
+                TRANSFORMER
+            ].open()  # a device that cannot be had is said now, not after the data has been read
         return scorer
 
     @property
@@ -98,28 +122,35 @@ class Scorer:
     @property
     def providers(self) -> list[str]:
         """The execution providers that really run, first choice first."""
-        return list(self._open().get_providers())
+        return list(dict.fromkeys(name for tier in self._ordered() for name in tier.providers))
 
     @property
     def tokenizer(self) -> str:
         """The library that tokenises: ``tokenizers`` or ``tokie``."""
-        self._get_encoder()
-        return self._tokenizer
+        return self._ordered()[0].tokenizer
+
+    @property
+    def tokens(self) -> TokenCount:
+        """What the transformer has computed so far in this object, with and without padding."""
+        return sum((tier.tokens for tier in self._tiers.values()), TokenCount())
 
     @property
     def device(self) -> str:
         """``cuda`` where that is what will be tried first, else ``cpu``."""
-        return "cuda" if self._options["device"] == "cuda" or _cuda_first(self._options["device"]) else "cpu"
+        if TRANSFORMER not in self._tiers:
+            return "cpu"
+        return "cuda" if self._options.device == "cuda" or _cuda_first(self._options.device) else "cpu"
 
     @property
     def threads(self) -> int | None:
         """Threads inside one operator, as asked for; None takes all usable cores."""
-        return self._options["threads"]
+        return self._options.threads
 
     def with_threads(self, threads: int) -> "Scorer":
         """The same scorer with another number of threads inside one operator."""
         other = copy.copy(self)
-        other._options = {**self._options, "threads": threads}
+        other._options = replace(self._options, threads=threads)
+        other._make_tiers()
         return other
 
     def score(self, examples: Sequence[Example], on_batch: Callable[[int], None] | None = None) -> np.ndarray:
@@ -132,35 +163,67 @@ class Scorer:
         Returns:
             float32 (n, d) on the judge's scale, columns as in ``dimensions``.
         """
-        scores = np.zeros((len(examples), len(self.dimensions)), np.float32)
-        if not examples:
-            return scores
-        session = self._open()
-        encoder = self._get_encoder()
-        encoded = encoder.encode(examples)
+        return self.rate(examples, on_batch).scores
 
-        def run(rows: np.ndarray) -> None:
-            scores[rows] = run_batch(session, encoded.batch(rows, encoder.spec.pad))
-            if on_batch is not None:
-                on_batch(len(rows))
+    def rate(self, examples: Sequence[Example], on_batch: Callable[[int], None] | None = None) -> Rated:
+        """As ``score``, and in a cascade also which tier gave each row its scores.
 
-        self.tokens += run_batches(encoded.lengths, self._budget, run)
-        return scores
+        In a cascade ``on_batch`` counts a row that goes on to the transformer there only.
+        """
+        if self._doubts is None or self.cascade is None:
+            return Rated(self._tiers[self.tier].score(examples, on_batch))
+        scores = self._tiers[FAST].score(examples)
+        unsure = self._doubts.of(scores) > self.cascade.limit
+        if on_batch is not None:
+            on_batch(int((~unsure).sum()))
+        rest = np.flatnonzero(unsure)
+        scores[rest] = self._tiers[TRANSFORMER].score([examples[row] for row in rest.tolist()], on_batch)
+        return Rated(scores, unsure)
 
-    def _open(self) -> Any:
-        if self._session is None:
-            path = self.folder / self.spec.tiers[self.tier][self.precision]
-            self._session = open_session(path, self._options["device"], self._options["threads"])
-        return self._session
+    def _cascading(self, tier: str, policy: Decides | None, max_flips: float) -> "Scorer":
+        """The scorer with the tier that keeps a promise; ``tier`` is ``cascade`` or ``auto``."""
+        if policy is None:
+            raise EmpathyError(
+                "a cascade sends on what lies near a threshold, so it needs a policy: Scorer.load(…, tier='cascade', "
+                "policy=PaperPolicy()), or 'ee-cli filter'. Without one use --tier fast or --tier transformer."
+            )
+        if not self.spec.cascade or FAST not in self.spec.tiers:
+            raise EmpathyError(f"'{self.folder}' has no fast tier to make a cascade of: distil it with --dialogues.")
+        pairs = Pairs.read(self.folder / self.spec.cascade["file"])
+        plan = plan_cascade(pairs, policy, self.dimensions, max_flips)
+        if plan.tier == TRANSFORMER or (plan.tier == FAST and tier == "auto"):
+            precision = "fp32" if plan.tier == FAST else self.precision
+            return Scorer(self.folder, self.spec, self.digest, plan.tier, precision, self._options)
+        scorer = Scorer(self.folder, self.spec, self.digest, CASCADE, self.precision, self._options)
+        scorer.cascade, scorer._doubts = plan, Doubts(pairs, policy, self.dimensions)
+        return scorer
 
-    def _get_encoder(self) -> Encoder:
-        if self._encoder is None:
-            tokenizer, self._tokenizer = choose_tokenizer(self.folder / TOKENIZER_FILE, self._options["tokenizer"])
-            self._encoder = Encoder(tokenizer, self.spec.encoding)
-        return self._encoder
+    def _make_tiers(self) -> None:
+        names = (FAST, TRANSFORMER) if self.tier == CASCADE else (self.tier,)
+        self._tiers = {
+            name: make_tier(name, self.folder, self.spec.tiers[name], self.precision, self.spec, self._options)
+            for name in names
+        }
 
-    def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_session": None, "_encoder": None}
+    def _ordered(self) -> list[TransformerTier | FastTier]:
+        return [self._tiers[name] for name in (TRANSFORMER, FAST) if name in self._tiers]
+
+
+def _precision(folder: str | Path, spec: ScorerSpec, precision: str, device: str) -> str:
+    """The transformer's precision that is meant."""
+    files = spec.tiers[TRANSFORMER]
+    if precision == "auto":
+        # int8 kernels are for CPUs; on a GPU the fp32 graph is the faster one.
+        return "int8" if "int8" in files and device != "cuda" and not _cuda_first(device) else "fp32"
+    if precision not in files:
+        raise EmpathyError(
+            f"'{folder}' has no precision '{precision}' in tier '{TRANSFORMER}'; it has: {', '.join(files)}."
+        )
+    return precision
+
+
+def _can_cascade(spec: ScorerSpec) -> bool:
+    return FAST in spec.tiers and spec.cascade.get("rows", 0) >= LEAST_PAIRS
 
 
 def _cuda_first(device: str) -> bool:

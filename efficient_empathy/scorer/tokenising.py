@@ -3,9 +3,11 @@
 import logging
 import re
 from collections.abc import Sequence
+from itertools import chain
 from pathlib import Path
 from typing import Any, Protocol
 
+import numpy as np
 from tokenizers import Tokenizer
 
 from efficient_empathy.errors import EmpathyError, MissingExtraError
@@ -72,12 +74,19 @@ class TokieTokenizer:
     def encode_batch_fast(self, input: list[str], add_special_tokens: bool = True) -> Sequence[Any]:
         """Tokenise texts: for each an object with ``ids``."""
         encodings = self._fast.encode_batch(input, add_special_tokens=add_special_tokens)
-        if odd := [place for place, text in enumerate(input) if _CONTROL.search(text)]:
+        if odd := _odd(input):
             texts = [input[place] for place in odd]
             again = self._reference.encode_batch_fast(texts, add_special_tokens=add_special_tokens)
             for place, encoding in zip(odd, again, strict=True):
                 encodings[place] = encoding
         return encodings
+
+    def flat_ids(self, texts: list[str]) -> tuple[np.ndarray, np.ndarray]:
+        """As the function ``flat_ids``, without an object for each text."""
+        if _odd(texts):
+            return _gathered(self.encode_batch_fast(texts, add_special_tokens=False))
+        ids, lengths = self._fast.encode_batch_flat(texts, add_special_tokens=False)
+        return ids.astype(np.int64), lengths.astype(np.int64)
 
     def no_padding(self) -> None:
         """Switch padding off."""
@@ -88,6 +97,29 @@ class TokieTokenizer:
         """Switch cutting off."""
         self._fast.no_truncation()
         self._reference.no_truncation()
+
+
+def flat_ids(tokenizer: Tokenises, texts: list[str]) -> tuple[np.ndarray, np.ndarray]:
+    """Tokenise texts into one array, without the ids that frame a text.
+
+    Returns:
+        The ids of all texts, one text after another, int64; the number of tokens of each text, int64 (n,).
+    """
+    if isinstance(tokenizer, TokieTokenizer):
+        return tokenizer.flat_ids(texts)
+    return _gathered(tokenizer.encode_batch_fast(texts, add_special_tokens=False))
+
+
+def _gathered(encodings: Sequence[Any]) -> tuple[np.ndarray, np.ndarray]:
+    ids = [encoding.ids for encoding in encodings]
+    lengths = np.fromiter(map(len, ids), np.int64, len(ids))
+    return np.fromiter(chain.from_iterable(ids), np.int64, int(lengths.sum())), lengths
+
+
+def _odd(texts: Sequence[str]) -> list[int]:
+    """Places of the texts that tokie is not trusted with."""
+    # isprintable is quick and says no to every control character; the search then tells line ends and such apart.
+    return [place for place, text in enumerate(texts) if not text.isprintable() and _CONTROL.search(text)]
 
 
 def load_tokenizer(path: Path) -> Tokenizer:

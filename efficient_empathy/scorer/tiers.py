@@ -1,0 +1,158 @@
+"""The models of a scorer folder, each with its own way from examples to scores."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+
+from efficient_empathy.dialogues.types import Example
+from efficient_empathy.scorer.artifact import TOKENIZER_FILE, ScorerSpec
+from efficient_empathy.scorer.batching import TokenBudget, TokenCount, run_batches
+from efficient_empathy.scorer.encoding import Encoder
+from efficient_empathy.scorer.fast import FastEncoder
+from efficient_empathy.scorer.session import open_session, run_batch
+from efficient_empathy.scorer.tokenising import choose_tokenizer
+
+TRANSFORMER, FAST = "transformer", "fast"
+_MAX_BATCH_TOKENS = 2048
+"""Tokens in one batch: larger ones leave the second-level cache of ordinary CPUs and run slower a token."""
+_FAST_ROWS = 256
+"""Rows in one batch of the fast tier, for the same reason."""
+
+
+@dataclass(frozen=True)
+class TierOptions:
+    """Where and how a tier runs."""
+
+    device: str = "auto"
+    """``auto``, ``cpu`` or ``cuda``; the fast tier is for CPUs and stays there."""
+    threads: int | None = None
+    """Threads inside one operator; None takes all usable cores."""
+    tokenizer: str = "auto"
+    """``tokenizers``, ``tokie``, or ``auto``."""
+
+
+class Tier(Protocol):
+    """A model that rates examples. It pickles: sessions and tokenizers are opened where they are first used."""
+
+    tokens: TokenCount
+
+    @property
+    def providers(self) -> list[str]:
+        """The execution providers that really run, first choice first."""
+
+    @property
+    def tokenizer(self) -> str:
+        """The library that tokenises."""
+
+    def score(self, examples: Sequence[Example], on_batch: Callable[[int], None] | None = None) -> np.ndarray:
+        """Rate examples: float32 (n, d)."""
+
+
+class _Opened:
+    """Opens session and encoder when they are first needed."""
+
+    def __init__(self, folder: Path, model: str, spec: ScorerSpec, options: TierOptions):
+        self.tokens = TokenCount()
+        self._folder, self._model, self._spec, self._options = folder, model, spec, options
+        self._session: Any = None
+        self._encoder: Any = None
+        self._library = ""
+
+    @property
+    def providers(self) -> list[str]:
+        return list(self.open().get_providers())
+
+    @property
+    def tokenizer(self) -> str:
+        self._get_encoder()
+        return self._library
+
+    def open(self) -> Any:
+        """The session; a device that cannot be had is said here."""
+        if self._session is None:
+            self._session = self._open_session(self._folder / self._model)
+        return self._session
+
+    def _open_session(self, model: Path) -> Any:
+        return open_session(model, self._options.device, self._options.threads)
+
+    def _get_encoder(self) -> Any:
+        if self._encoder is None:
+            tokenizer, self._library = choose_tokenizer(self._folder / TOKENIZER_FILE, self._options.tokenizer)
+            self._encoder = self._make_encoder(tokenizer)
+        return self._encoder
+
+    def _make_encoder(self, tokenizer: Any) -> Any:
+        raise NotImplementedError
+
+    def _new_scores(self, examples: Sequence[Example]) -> np.ndarray:
+        return np.zeros((len(examples), len(self._spec.dimensions)), np.float32)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_session": None, "_encoder": None}
+
+
+class TransformerTier(_Opened):
+    """The tuned encoder."""
+
+    def __init__(self, folder: Path, model: str, spec: ScorerSpec, options: TierOptions):
+        super().__init__(folder, model, spec, options)
+        self._budget = TokenBudget(_MAX_BATCH_TOKENS)
+
+    def score(self, examples: Sequence[Example], on_batch: Callable[[int], None] | None = None) -> np.ndarray:
+        """Rate examples: float32 (n, d)."""
+        scores = self._new_scores(examples)
+        if not examples:
+            return scores
+        session, encoder = self.open(), self._get_encoder()
+        encoded = encoder.encode(examples)
+
+        def run(rows: np.ndarray) -> None:
+            scores[rows] = run_batch(session, encoded.batch(rows, encoder.spec.pad))
+            if on_batch is not None:
+                on_batch(len(rows))
+
+        self.tokens += run_batches(encoded.lengths, self._budget, run)
+        return scores
+
+    def _make_encoder(self, tokenizer: Any) -> Encoder:
+        return Encoder(tokenizer, self._spec.encoding)
+
+
+class FastTier(_Opened):
+    """The hashed n-gram model."""
+
+    def score(self, examples: Sequence[Example], on_batch: Callable[[int], None] | None = None) -> np.ndarray:
+        """Rate examples: float32 (n, d)."""
+        scores = self._new_scores(examples)
+        if not examples:
+            return scores
+        session, encoder = self.open(), self._get_encoder()
+        encoded = encoder.encode(examples)
+        order = encoded.order
+        for start in range(0, len(order), _FAST_ROWS):
+            rows = order[start : start + _FAST_ROWS]
+            scores[rows] = run_batch(session, encoded.batch(rows, encoder.spec))
+            if on_batch is not None:
+                on_batch(len(rows))
+        return scores
+
+    def _open_session(self, model: Path) -> Any:
+        # Its operators are too small to be shared between threads.
+        return open_session(model, "cpu", 1)
+
+    def _make_encoder(self, tokenizer: Any) -> FastEncoder:
+        assert self._spec.fast is not None, "read_artifact refuses a fast tier without its spec"  # noqa: S101
+        return FastEncoder(tokenizer, self._spec.fast)
+
+
+def make_tier(
+    name: str, folder: Path, files: Mapping[str, str], precision: str, spec: ScorerSpec, options: TierOptions
+) -> TransformerTier | FastTier:
+    """A tier of a scorer folder; the fast one has one precision, whatever is asked for."""
+    if name == FAST:
+        return FastTier(folder, files["fp32"], spec, options)
+    return TransformerTier(folder, files[precision], spec, options)

@@ -1,0 +1,116 @@
+"""The fast tier, end to end on a tiny transformer: what it learns, what is written, how the tiers are chosen."""
+
+import pickle
+
+import numpy as np
+import pytest
+
+from efficient_empathy.dialogues.types import Example
+from efficient_empathy.distill.quality import spearman
+from efficient_empathy.errors import EmpathyError
+from efficient_empathy.manifest import read_manifest
+from efficient_empathy.scorer import Scorer
+from efficient_empathy.scorer.cascade import Doubts, Pairs
+from efficient_empathy.selection.policies import PaperPolicy
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture(scope="module")
+def tiered(tiny_bert, make_synthetic, tiny_options, tmp_path_factory):
+    """A scorer folder with a fast tier that learnt from 900 of 1,200 unlabelled examples."""
+    from efficient_empathy.distill.pipeline import LabelledData, distill
+    from efficient_empathy.distill.rubric import Rubric
+    from efficient_empathy.distill.settings import FastOptions
+    from efficient_empathy.scorer.fast import FastSpec
+
+    out = tmp_path_factory.mktemp("tiered") / "scorer"
+    fast = FastOptions(rated_examples=1200, least_examples=300, epochs=8, batch_size=32, spec=FastSpec(bits=12))
+    pool, _ = make_synthetic(1200, seed=5, prefix="pool")
+    distill(LabelledData(*make_synthetic(240), pool), Rubric.load(), tiny_options(tiny_bert, fast=fast), out)
+    return out
+
+
+@pytest.fixture(scope="module")
+def fresh(make_synthetic) -> list[Example]:
+    return make_synthetic(600, seed=77, prefix="fresh")[0]
+
+
+def test_the_fast_tier_follows_the_transformer(tiered, fresh):
+    fast, transformer = (Scorer.load(tiered, device="cpu", tier=tier).score(fresh) for tier in ("fast", "transformer"))
+    for column in (0, 1):
+        assert spearman(fast[:, column], transformer[:, column]) > 0.7
+    assert ((fast >= 0) & (fast <= 10)).all()
+
+
+def test_the_folder_says_what_was_measured(tiered):
+    spec, manifest = Scorer.load(tiered, device="cpu").spec, read_manifest(tiered)
+    assert set(spec.tiers) == {"transformer", "fast"}
+    facts = spec.parity["fast"]
+    assert facts["learnt_from"] + facts["rows"] == 1200
+    assert spec.cascade["rows"] == facts["rows"] == 300  # a quarter; conversations of two examples divide it evenly
+    assert len(Pairs.read(tiered / "cascade.json").fast) == 300
+    assert {"fast.fp32.onnx", "cascade.json"} <= set(manifest["files"])
+    assert "fast tier" in spec.quality["systems"]
+    assert "fast tier, a model of hashed n-grams" in (tiered / "README.md").read_text()
+    assert (
+        tiered / "fast.fp32.onnx"
+    ).stat().st_size < 400_000  # 2 fields × 4,097 rows × 16 numbers × 2 bytes, and a little
+
+
+def test_company_does_not_change_a_score(tiered, fresh):
+    scorer = Scorer.load(tiered, device="cpu", tier="fast")
+    together = scorer.score(fresh[:300])
+    alone = np.concatenate([scorer.score([example]) for example in fresh[:20]])
+    np.testing.assert_allclose(alone, together[:20], atol=1e-5)
+    np.testing.assert_allclose(scorer.score(fresh[:300][::-1])[::-1], together, atol=1e-5)
+
+
+def test_a_cascade_takes_each_row_from_the_tier_it_says(tiered, fresh):
+    fast, transformer = (Scorer.load(tiered, device="cpu", tier=tier).score(fresh) for tier in ("fast", "transformer"))
+    scorer = Scorer.load(tiered, device="cpu", tier="cascade", policy=PaperPolicy(), max_flips=0.05)
+    assert scorer.tier == "cascade"
+    counted: list[int] = []
+    rated = scorer.rate(fresh, counted.append)
+    assert sum(counted) == len(fresh)
+    by = rated.by_transformer
+    assert 0 < by.sum() < len(fresh)
+    np.testing.assert_array_equal(rated.scores[~by], fast[~by])
+    np.testing.assert_allclose(rated.scores[by], transformer[by], atol=0.011)  # int8 in other company
+    pairs = Pairs.read(tiered / "cascade.json")
+    doubts = Doubts(pairs, PaperPolicy(), scorer.dimensions).of(fast)
+    np.testing.assert_array_equal(by, doubts > scorer.cascade.limit)
+    assert scorer.cascade.flips_high <= 0.05
+
+
+def test_a_cascade_travels_to_another_process(tiered, fresh):
+    scorer = Scorer.load(tiered, device="cpu", tier="cascade", policy=PaperPolicy(), max_flips=0.05)
+    again = pickle.loads(pickle.dumps(scorer)).with_threads(1)
+    np.testing.assert_allclose(again.score(fresh[:100]), scorer.score(fresh[:100]), atol=0.011)
+    assert again.cascade == scorer.cascade
+
+
+def test_auto_is_the_cheapest_tier_that_keeps_the_promise(tiered):
+    load = {"device": "cpu", "policy": PaperPolicy()}
+    assert Scorer.load(tiered, device="cpu").tier == "transformer"
+    assert Scorer.load(tiered, **load, max_flips=0.9).tier == "fast"
+    assert Scorer.load(tiered, **load, max_flips=0.05).tier == "cascade"
+    # 300 rows without one flip still leave 1.3 % (Wilson), so nothing can be promised.
+    assert Scorer.load(tiered, **load, max_flips=0.001).tier == "transformer"
+
+
+def test_a_cascade_needs_a_policy(tiered):
+    with pytest.raises(EmpathyError, match="needs a policy"):
+        Scorer.load(tiered, device="cpu", tier="cascade")
+
+
+def test_a_scorer_without_a_fast_tier_says_how_to_get_one(distilled):
+    with pytest.raises(EmpathyError, match=r"has no tier 'fast'; it has: transformer\. Distil it with --dialogues"):
+        Scorer.load(distilled, device="cpu", tier="fast")
+    with pytest.raises(EmpathyError, match="has no fast tier to make a cascade of"):
+        Scorer.load(distilled, device="cpu", tier="cascade", policy=PaperPolicy())
+    assert Scorer.load(distilled, device="cpu", policy=PaperPolicy()).tier == "transformer"
+
+
+def test_a_small_pool_gives_no_fast_tier(distilled):
+    assert set(Scorer.load(distilled, device="cpu").spec.tiers) == {"transformer"}
