@@ -1,13 +1,19 @@
 """What the benchmarks share: the real data, whole commands with their cost, results as JSON."""
 
 import gzip
+import hashlib
 import json
 import os
+import resource
 import subprocess
 import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
+
+import numpy as np
+
+from efficient_empathy.manifest import write_atomic
 
 ROOT = Path(__file__).resolve().parents[1]
 DATA = ROOT.parent / "shared" / "data"
@@ -44,6 +50,15 @@ def run_command(arguments: list[str]) -> Cost:
     return Cost(seconds, usage.ru_maxrss * 1024 / 1e6)
 
 
+def run_inside(arguments: list[str]) -> Cost:
+    """Run ``ee-cli`` in this very process: a smoke run of twenty commands would spend most of its time on imports."""
+    from efficient_empathy.cli import app
+
+    start = time.perf_counter()
+    app(arguments, standalone_mode=False, auto_envvar_prefix="EE")
+    return Cost(time.perf_counter() - start, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e6)
+
+
 def run_watched(arguments: list[str]) -> Cost:
     """Run ``ee-cli`` as ``run_command`` does, and watch the memory of all its processes, 20 times a second."""
     start = time.perf_counter()
@@ -74,6 +89,30 @@ def resident_bytes(pid: int) -> int:
         return int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
     except OSError:
         return 0
+
+
+def write_jsonl(path: Path, rows: list[dict]) -> Path:
+    """Write a file of JSON lines, whole or not at all."""
+    write_atomic(path, "".join(json.dumps(row) + "\n" for row in rows).encode())
+    return path
+
+
+def draw_conversations(rows: list[dict], count: int, seed: int) -> tuple[list[dict], list[dict]]:
+    """Whole conversations until ``count`` rows are reached, and all other rows."""
+    by_conversation: dict[str, list[dict]] = {}
+    for row in rows:
+        by_conversation.setdefault(row["conv_id"], []).append(row)
+    order = sorted(by_conversation)
+    np.random.default_rng(seed).shuffle(order)
+    taken: list[dict] = []
+    while order and len(taken) < count:
+        taken += by_conversation[order.pop()]
+    return taken[:count], [row for name in order for row in by_conversation[name]]
+
+
+def untouched(conversation: str) -> bool:
+    """Whether a conversation lies in the half that no recipe was chosen on."""
+    return int(hashlib.sha256(conversation.encode()).hexdigest(), 16) % 2 == 1
 
 
 def write_result(name: str, result: dict) -> None:

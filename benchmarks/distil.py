@@ -8,14 +8,12 @@ the "development" half of the conversations; figures are given for all other row
 """
 
 import argparse
-import hashlib
-import json
 import tempfile
 from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
-from common import DATA, read_result, read_rows, run_command, write_result
+from common import DATA, draw_conversations, read_result, read_rows, run_command, untouched, write_jsonl, write_result
 
 from efficient_empathy import Scorer
 from efficient_empathy.distill.backbone import open_backbone
@@ -30,31 +28,8 @@ POOL = "empathetic_dialogues.train.jsonl.gz"
 SHOWN = ("spearman/sensibility", "spearman/rationality", "decision/macro_f1", "decision/accuracy")
 
 
-def untouched(conversation: str) -> bool:
-    """Whether a conversation lies in the half that no recipe was chosen on."""
-    return int(hashlib.sha256(conversation.encode()).hexdigest(), 16) % 2 == 1
-
-
-def draw(rows: list[dict], count: int, seed: int) -> tuple[list[dict], list[dict]]:
-    """Whole conversations until ``count`` rows are reached, and all other rows."""
-    by_conversation: dict[str, list[dict]] = {}
-    for row in rows:
-        by_conversation.setdefault(row["conv_id"], []).append(row)
-    order = sorted(by_conversation)
-    np.random.default_rng(seed).shuffle(order)
-    taken: list[dict] = []
-    while len(taken) < count:
-        taken += by_conversation[order.pop()]
-    return taken[:count], [row for name in order for row in by_conversation[name]]
-
-
-def write_jsonl(path: Path, rows: list[dict]) -> Path:
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
-    return path
-
-
 def run_seed(rows: list[dict], seed: int, effort: str, count: int, folder: Path) -> dict:
-    taken, rest = draw(rows, count, seed)
+    taken, rest = draw_conversations(rows, count, seed)
     labels, out = write_jsonl(folder / f"labels-{seed}.jsonl", taken), folder / f"scorer-{effort}-{seed}"
     arguments = ["distill", "--labels", str(labels), "--seed", str(seed), "--effort", effort, "-o", str(out)]
     if effort == "high":

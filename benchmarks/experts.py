@@ -13,37 +13,16 @@ answers    batches of 16 against one by one: the same greedy answers, and answer
 
 import argparse
 import json
-import re
 import shutil
 import time
 from pathlib import Path
 
 import numpy as np
-from common import DATA, ROOT, read_result, read_rows, run_command, write_result
+from common import DATA, read_result, read_rows, run_command, write_result
+from judging import EPITOME, epitome_scorer
 
 POOL = "empathetic_dialogues.valid.jsonl.gz"
-EPITOME = "epitome.jsonl.gz"
-MECHANISMS = ("emotional_reactions", "interpretations", "explorations")
 SYSTEMS = {"sensibility": "none", "random": "random"}
-
-
-def epitome_scorer(keep: Path) -> Path:
-    """A scorer of three empathy mechanisms from human labels, with the rubric that docs/evaluate.md gives."""
-    out = keep / "scorer-epitome"
-    if out.is_dir():
-        return out
-    page = (ROOT / "docs" / "evaluate.md").read_text(encoding="utf-8")
-    rubric = re.search(r"```yaml\n(name: epitome.*?)```", page, re.DOTALL)
-    assert rubric is not None, "docs/evaluate.md has lost its rubric"
-    (keep / "epitome.yaml").write_text(rubric[1], encoding="utf-8")
-    with open(keep / "epitome.jsonl", "w", encoding="utf-8") as file:
-        for row in read_rows(EPITOME):
-            labels = {name: row[name] for name in MECHANISMS}
-            record = {"id": row["id"], "conversation_id": row["sp_id"], "context": [row["seeker"]]}
-            file.write(json.dumps({**record, "response": row["response"], **labels}) + "\n")
-    arguments = ["--labels", str(keep / "epitome.jsonl"), "--rubric", str(keep / "epitome.yaml")]
-    run_command(["distill", *arguments, "-o", str(out)])
-    return out
 
 
 def train(options: argparse.Namespace, name: str, control: str, seed: int) -> Path:
@@ -88,7 +67,7 @@ def saved(folder: Path) -> list[dict]:
 
 def controls(options: argparse.Namespace) -> dict:
     seeds = [int(seed) for seed in options.seeds.split(",")]
-    epitome = epitome_scorer(options.keep)
+    epitome = epitome_scorer(options.keep, read_rows(EPITOME))
     experts = {(name, seed): train(options, name, control, seed) for seed in seeds for name, control in SYSTEMS.items()}
     base = answer(options, "base", "smollm2")
     folders = {key: answer(options, f"{key[0]}-{key[1]}", str(folder)) for key, folder in experts.items()}

@@ -111,7 +111,8 @@ def _siblings(data: Sequence[str], control: Control) -> list[Path]:
             f"e.g. subsets/sensibility, with its {MANIFEST} one level up."
         )
     names = list(read_manifest(parent, "subsets")["subsets"])
-    folders = [parent / name for name in names if (parent / name).is_dir()]
+    # A subset that came out empty is a folder without files.
+    folders = [parent / name for name in names if (parent / name).is_dir() and any((parent / name).iterdir())]
     for name in data:
         if Path(name).resolve() not in folders:
             raise EmpathyError(f"'{name}' is none of the subsets of '{parent.name}': {', '.join(names)}.")

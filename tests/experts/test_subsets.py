@@ -42,6 +42,14 @@ def test_full_and_union(subsets):
     assert not ids(full.train) & ids(own.held_out)
 
 
+def test_a_control_passes_over_a_subset_that_came_out_empty(subsets, tmp_path):
+    run = tmp_path / "run"
+    shutil.copytree(subsets, run)
+    (run / "discarded" / "part-00000.jsonl").unlink()
+    found = choose([str(run / "sensibility")], "full", 0.2, 0)
+    assert found.read == {"sensibility": 60, "rationality": 40}
+
+
 def test_a_control_needs_the_folders_beside_it(subsets, tmp_path):
     lonely = tmp_path / "rows.jsonl"
     lonely.write_text('{"id": "a", "context": ["i lost"], "response": "so sorry"}\n')
