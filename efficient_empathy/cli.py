@@ -18,6 +18,7 @@ _COMMANDS = {
     "distill": ("distill", "Turn judged examples into a scorer folder: train, export, check, report."),
     "score": ("scorer", "Add a scorer's scores to every dialogue."),
     "filter": ("selection", "Split dialogues into sensibility, rationality and discarded."),
+    "bench": ("selection", "Measure a scorer's tiers on your machine and rows: speed, memory, agreement, cost."),
     "report": ("selection", "Show what a scorer folder or a subsets folder holds."),
     "train-expert": ("experts", "Tune a language model on a subset: a LoRA adapter, with controls of the same cost."),
     "train-moe": ("moe", "Train a router over experts: a mixture, and whether it tells their subsets apart."),

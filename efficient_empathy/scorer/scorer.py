@@ -101,7 +101,7 @@ class Scorer:
         chosen = _precision(folder, spec, precision, device)
         single = FAST if tier == FAST else TRANSFORMER
         scorer = cls(Path(folder).absolute(), spec, digest, single, "fp32" if tier == FAST else chosen, options)
-        if tier == CASCADE or (tier == "auto" and policy is not None and _can_cascade(spec)):
+        if tier == CASCADE or (tier == "auto" and policy is not None and can_cascade(spec)):
             scorer = scorer._cascading(tier, policy, max_flips)
         if device == "cuda" and TRANSFORMER in scorer._tiers:
             scorer._tiers[
@@ -222,7 +222,8 @@ def _precision(folder: str | Path, spec: ScorerSpec, precision: str, device: str
     return precision
 
 
-def _can_cascade(spec: ScorerSpec) -> bool:
+def can_cascade(spec: ScorerSpec) -> bool:
+    """Whether a scorer folder has what a cascade takes."""
     return FAST in spec.tiers and spec.cascade.get("rows", 0) >= LEAST_PAIRS
 
 
