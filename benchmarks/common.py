@@ -61,14 +61,19 @@ def run_inside(arguments: list[str]) -> Cost:
 
 def run_watched(arguments: list[str]) -> Cost:
     """Run ``ee-cli`` as ``run_command`` does, and watch the memory of all its processes, 20 times a second."""
+    return watch([sys.executable, "-c", "from efficient_empathy.cli import main; main()", *arguments])
+
+
+def watch(command: list[str]) -> Cost:
+    """Run a command and watch the memory of all its processes, 20 times a second."""
     start = time.perf_counter()
-    process = subprocess.Popen([sys.executable, "-c", "from efficient_empathy.cli import main; main()", *arguments])
+    process = subprocess.Popen(command)
     peak = 0
     while process.poll() is None:
         peak = max(peak, sum(map(resident_bytes, tree_of(process.pid))))
         time.sleep(0.05)
     if process.returncode != 0:
-        sys.exit(f"ee-cli {' '.join(arguments)} failed")
+        sys.exit(f"{' '.join(command)} failed")
     return Cost(time.perf_counter() - start, peak / 1e6)
 
 

@@ -2,8 +2,8 @@
 
 from efficient_empathy.dialogues.examples import EXAMPLE_MODES, ExampleMode, examples_of
 from efficient_empathy.dialogues.formats import RowError, parse_row
-from efficient_empathy.dialogues.readers import read_dialogues, read_records, read_unit
-from efficient_empathy.dialogues.records import Record, Reject, record_examples, with_fields
+from efficient_empathy.dialogues.readers import read_dialogues, read_examples, read_records, read_unit
+from efficient_empathy.dialogues.records import Record, Reject, Row, record_examples, with_fields
 from efficient_empathy.dialogues.types import Dialogue, Example, Turn
 from efficient_empathy.dialogues.units import Unit, plan_units
 
@@ -14,6 +14,7 @@ __all__ = [
     "ExampleMode",
     "Record",
     "Reject",
+    "Row",
     "RowError",
     "Turn",
     "Unit",
@@ -21,6 +22,7 @@ __all__ = [
     "parse_row",
     "plan_units",
     "read_dialogues",
+    "read_examples",
     "read_records",
     "read_unit",
     "record_examples",

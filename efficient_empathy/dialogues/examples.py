@@ -1,9 +1,9 @@
 """From dialogues to the examples that are scored."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Literal, get_args
 
-from efficient_empathy.dialogues.types import Dialogue, Example
+from efficient_empathy.dialogues.types import Dialogue, Example, Turn
 from efficient_empathy.errors import EmpathyError
 
 ExampleMode = Literal["every-turn", "last-turn"]
@@ -24,11 +24,18 @@ def examples_of(dialogue: Dialogue, mode: ExampleMode = "every-turn") -> Iterato
     """
     if mode not in EXAMPLE_MODES:
         raise EmpathyError(f"examples must be one of {', '.join(EXAMPLE_MODES)}, not '{mode}'.")
-    turns = dialogue.turns
-    if dialogue.is_pair:
-        group = dialogue.group or dialogue.id
-        yield Example(dialogue.id, group, len(turns) - 1, turns[:-1], turns[-1].text)
-        return
-    indices = [i for i, turn in enumerate(turns) if turn.role == "listener" and i > 0 and turn.text.strip()]
-    for index in indices if mode == "every-turn" else indices[-1:]:
-        yield Example(f"{dialogue.id}_turn:{index}", dialogue.id, index, turns[:index], turns[index].text)
+    yield from cut_examples(dialogue.id, dialogue.turns, dialogue.is_pair, dialogue.group, mode)
+
+
+def cut_examples(own: str, turns: Sequence[Turn], is_pair: bool, group: str | None, mode: str) -> list[Example]:
+    """The examples of a dialogue that is given by its parts; see ``Dialogue`` and ``examples_of``."""
+    turns = tuple(turns)
+    if is_pair:
+        return [Example(own, group or own, len(turns) - 1, turns[:-1], turns[-1].text)]
+    found = []
+    for index, turn in enumerate(turns):
+        if turn.role == "listener" and index and (text := turn.text) and not text.isspace():
+            found.append(index)
+    if mode != "every-turn":
+        found = found[-1:]
+    return [Example(f"{own}_turn:{index}", own, index, turns[:index], turns[index].text) for index in found]

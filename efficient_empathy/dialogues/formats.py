@@ -16,6 +16,8 @@ _MISSING = "\0"
 _LISTS, _TEXT_OR_LIST = (list, tuple), (str, list, tuple)  # checked for each row: tuples are faster than `|`
 
 _Parsed = tuple[list[Turn], tuple[str, ...], bool]  # turns, the keys they were made from, whether the row is a pair
+Parts = tuple[str, list[Turn], tuple[str, ...], bool, str | None]
+"""A dialogue's id and turns, the keys these were made from, ``is_pair`` and ``group``."""
 
 
 def parse_row(row: Mapping[str, Any], row_id: str, answered: bool = True) -> Dialogue:
@@ -29,6 +31,13 @@ def parse_row(row: Mapping[str, Any], row_id: str, answered: bool = True) -> Dia
     Raises:
         RowError: the format is unknown, or the row does not keep to it.
     """
+    own, turns, used, is_pair, group = read_parts(row, row_id, answered)
+    meta = {key: value for key, value in row.items() if key not in used}
+    return Dialogue(own, tuple(turns), meta, is_pair, group)
+
+
+def read_parts(row: Mapping[str, Any], row_id: str, answered: bool = True) -> Parts:
+    """Read one row as ``parse_row`` does, into what a dialogue is made of."""
     whole = row if answered else _with_response(row)
     reader = _reader_of(whole)
     if reader is None:
@@ -38,8 +47,7 @@ def parse_row(row: Mapping[str, Any], row_id: str, answered: bool = True) -> Dia
         turns[-1] = Turn("listener", "")
     group = _group(row)
     own = _name(row.get("id")) or (row_id if is_pair else group or row_id)
-    meta = {key: value for key, value in row.items() if key not in used}
-    return Dialogue(own, tuple(turns), meta, is_pair, group if is_pair else None)
+    return own, turns, used, is_pair, group if is_pair else None
 
 
 def _with_response(row: Mapping[str, Any]) -> Mapping[str, Any]:

@@ -1,19 +1,23 @@
 """Rows as they came in: what is kept of each, its examples, and how new fields are added to it."""
 
 import base64
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 import orjson
 
-from efficient_empathy.dialogues.examples import ExampleMode, examples_of
-from efficient_empathy.dialogues.formats import RowError
-from efficient_empathy.dialogues.types import Dialogue, Example
+from efficient_empathy.dialogues.examples import ExampleMode, cut_examples, examples_of
+from efficient_empathy.dialogues.formats import RowError, parse_row, read_parts
+from efficient_empathy.dialogues.types import Dialogue, Example, Turn
 
 FIELD_PREFIX = "ee_"
 """What the names of added fields begin with."""
-_OLD_FIELD, _ESCAPE = b'"' + FIELD_PREFIX.encode(), b"\\u"
+_SCORED_TURN = FIELD_PREFIX + "turn"
+
+Row = tuple[int, dict[str, Any], bytes | None]
+"""A row's line number, its columns and its bytes (JSONL only)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,31 +57,53 @@ def with_fields(record: Record, fields: Mapping[str, Any]) -> bytes:
         record: the row.
         fields: new fields by name, each beginning with ``ee_``.
     """
-    row = record.row
-    has_old = _has_old_fields(record)
-    added = orjson.dumps(fields if type(fields) is dict else dict(fields), option=orjson.OPT_SERIALIZE_NUMPY)
-    if record.raw is not None and not has_old:
-        kept = record.raw.strip()
-    else:
-        kept = row_json(
-            {key: value for key, value in row.items() if not key.startswith(FIELD_PREFIX)} if has_old else row
-        )
-    if added == b"{}":
-        return kept
-    head = kept[:-1].rstrip()
-    return head + (b"" if head == b"{" else b",") + added[1:]
+    if not fields:
+        return _without_old_fields(record.row, record.raw)
+    return open_row(record.row, record.raw) + orjson.dumps(dict(fields), option=orjson.OPT_SERIALIZE_NUMPY)[1:]
 
 
-def _has_old_fields(record: Record) -> bool:
-    raw = record.raw
-    if raw is not None and _OLD_FIELD not in raw and _ESCAPE not in raw:
-        return False  # such a key would be seen in the bytes, which is looked up faster
-    return any(key.startswith(FIELD_PREFIX) for key in record.row)
+def open_row(row: Mapping[str, Any], raw: bytes | None) -> bytes:
+    """The row that came in as JSON up to where new fields go: ``with_fields`` in two steps, for several examples of a row.
+
+    Args:
+        row: the row's columns.
+        raw: its bytes, for JSONL.
+    """
+    head = _without_old_fields(row, raw)[:-1].rstrip()
+    return head if head == b"{" else head + b","
+
+
+def _without_old_fields(row: Mapping[str, Any], raw: bytes | None) -> bytes:
+    if _has_old_fields(tuple(row)):
+        return row_json({key: value for key, value in row.items() if not key.startswith(FIELD_PREFIX)})
+    return row_json(row) if raw is None else raw.strip()
+
+
+@lru_cache(1024)  # rows of a file have the same keys, or a few sets of them
+def _has_old_fields(keys: tuple[str, ...]) -> bool:
+    return any(key.startswith(FIELD_PREFIX) for key in keys)
 
 
 def row_json(row: Mapping[str, Any]) -> bytes:
     """A row of any container as JSON."""
     return orjson.dumps(row, default=_plain, option=orjson.OPT_SERIALIZE_NUMPY | orjson.OPT_NON_STR_KEYS)
+
+
+def row_examples(row: dict[str, Any], row_id: str, mode: ExampleMode) -> list[Example]:
+    """The examples of a row: what ``record_examples`` gives for its record, without making that.
+
+    Raises:
+        RowError: the row cannot be read, or holds no example.
+    """
+    if row.get(_SCORED_TURN) not in (None, ""):
+        dialogue = parse_row(row, row_id)
+        check_dialogue(row, dialogue)
+        return record_examples(Record(row, dialogue, "", 0, None), mode)
+    own, turns, _, is_pair, group = read_parts(row, row_id)
+    examples = cut_examples(own, turns, is_pair, group, mode)
+    if not examples:
+        raise _no_example(turns)
+    return examples
 
 
 def record_examples(record: Record, mode: ExampleMode = "every-turn") -> list[Example]:
@@ -91,7 +117,7 @@ def record_examples(record: Record, mode: ExampleMode = "every-turn") -> list[Ex
         RowError: ``ee_turn`` is not the index of a listener turn.
     """
     dialogue, row = record.dialogue, record.row
-    if row.get(FIELD_PREFIX + "turn") in (None, ""):
+    if row.get(_SCORED_TURN) in (None, ""):
         return list(examples_of(dialogue, mode))
     turn, turns = scored_turn(row, dialogue), dialogue.turns
     suffix = f"_turn:{turn}"
@@ -113,7 +139,7 @@ def scored_turn(row: Mapping[str, Any], dialogue: Dialogue) -> int:
     Raises:
         RowError: it is not the index of a listener turn of this dialogue.
     """
-    value, turns = row[FIELD_PREFIX + "turn"], dialogue.turns
+    value, turns = row[_SCORED_TURN], dialogue.turns
     if isinstance(value, str) and value.isascii() and value.isdigit():  # a CSV cell
         value = int(value)
     if (
@@ -132,19 +158,20 @@ def check_dialogue(row: Mapping[str, Any], dialogue: Dialogue) -> None:
     Raises:
         RowError: no listener turn has something before it, all of those are blank, or ``ee_turn`` is out of place.
     """
-    if row.get(FIELD_PREFIX + "turn") not in (None, ""):
+    if row.get(_SCORED_TURN) not in (None, ""):
         scored_turn(row, dialogue)
     if dialogue.is_pair:
         return
-    found = False
     for turn in dialogue.turns[1:]:
-        if turn.role == "listener":
-            if turn.text and not turn.text.isspace():
-                return
-            found = True
-    if found:
-        raise RowError("empty-response", "every listener turn is blank")
-    raise RowError("no-listener-turn", "no listener turn has a turn before it")
+        if turn.role == "listener" and turn.text and not turn.text.isspace():
+            return
+    raise _no_example(dialogue.turns)
+
+
+def _no_example(turns: Sequence[Turn]) -> RowError:
+    if any(turn.role == "listener" for turn in turns[1:]):
+        return RowError("empty-response", "every listener turn is blank")
+    return RowError("no-listener-turn", "no listener turn has a turn before it")
 
 
 def _plain(value: Any) -> Any:

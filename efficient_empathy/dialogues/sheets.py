@@ -6,11 +6,11 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from efficient_empathy.dialogues.blocks import MAX_LINE_BYTES, CutLine, DamagedFileError
-from efficient_empathy.dialogues.records import Reject
+from efficient_empathy.dialogues.records import Reject, Row
 from efficient_empathy.errors import EmpathyError
 
-Found = Reject | tuple[int, dict[str, Any], bytes | None]
-"""A row's line number, its columns and its bytes (JSONL only); or why there is none."""
+Found = Reject | Row
+"""A row, or why there is none."""
 
 _UTTERANCE_COLUMNS = {"conv_id", "utterance_idx", "context", "prompt", "speaker_idx", "utterance"}
 

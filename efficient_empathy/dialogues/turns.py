@@ -46,6 +46,8 @@ def json_list(text: str) -> list[Any] | None:
 
 
 def _items(value: Any, key: str) -> Sequence[Any]:
+    if type(value) is list and value:
+        return value
     items = json_list(value) if isinstance(value, str) else value
     if isinstance(items, Mapping):
         # A list of structs that was saved column by column, as `datasets` does.
@@ -124,6 +126,8 @@ def _part(part: Any, where: str) -> str:
 
 def context_turns(items: Sequence[Any], key: str) -> list[Turn]:
     """The turns before a response: a list of turns, or of texts whose roles alternate, the last the speaker's."""
+    if items and type(items[0]) is dict:  # the usual case, told without looking at every item
+        return turn_list(items, key, "role", "text")
     if all(isinstance(item, str) for item in items):
         return [Turn("speaker" if (len(items) - index) % 2 else "listener", text) for index, text in enumerate(items)]
     return turn_list(items, key, "role", "text")
@@ -131,6 +135,8 @@ def context_turns(items: Sequence[Any], key: str) -> list[Turn]:
 
 def response_turn(value: Any, key: str) -> Turn:
     """The response of a pair: a text, or a list of one message; RowError if it is empty."""
+    if type(value) is str and value and not value.isspace():
+        return Turn("listener", value)
     if isinstance(value, list) and len(value) == 1 and isinstance(value[0], Mapping):
         value = turn_list(value, key, "role", "content")[0].text
     if value is None or (isinstance(value, str) and not value.strip()):

@@ -5,7 +5,7 @@ import datetime
 import platform
 import time
 from collections import Counter
-from collections.abc import Callable, Generator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -63,7 +63,7 @@ def run(job: Job, scorer: RatesExamples, route: Route | None = None, progress: P
         results = {unit.index: result for unit in units if (result := read_result(job.out, unit)) is not None}
         pending = [unit for unit in units if unit.index not in results]
         if not pending and (job.out / MANIFEST).is_file():
-            _check_rejected(job, results, finished=True)
+            _check_rejected(job, results, _row_counts(results.values()), finished=True)
             return Outcome(read_manifest(job.out), already_done=True)
         with writing(job.out):
             runfolder.temporary_folder(job.out).mkdir()
@@ -72,14 +72,16 @@ def run(job: Job, scorer: RatesExamples, route: Route | None = None, progress: P
         weights = _weights(units, plan["inputs"])
         if workers.workers > 1:  # the heaviest first, so that no worker is left alone with one at the end
             pending.sort(key=lambda unit: -weights[unit.index])
+        rows = _row_counts(results.values())
         with progress or Quiet() as told:
             told.start(weights, results, progress_counts(results.values()))
             with contextlib.closing(_rate(job, pending, scorer, route, workers, told.chunk)) as fresh_results:
                 for result in fresh_results:
                     results[result.unit["index"]] = result
                     told.unit_done(result.unit["index"])
-                    _check_rejected(job, results, finished=False)
-        _check_rejected(job, results, finished=True)
+                    rows += _row_counts([result])
+                    _check_rejected(job, results, rows, finished=False)
+        _check_rejected(job, results, rows, finished=True)
         if (changed := runfolder.changed_input(plan["inputs"])) is not None:
             raise EmpathyError(
                 f"the input '{changed}' changed while it was read; run again with --overwrite once it stays as it is."
@@ -170,9 +172,17 @@ def _rate(
         yield rate_unit(job, unit, scorer, route, on_chunk)
 
 
-def _check_rejected(job: Job, results: dict[int, UnitResult], finished: bool) -> None:
-    rows = sum(result.rows for result in results.values())
-    rejected = sum(sum(result.rejected.values()) for result in results.values())
+def _row_counts(results: Iterable[UnitResult]) -> Counter[str]:
+    """Rows, and rejected rows: added up as units are completed, for a sum over all of them each time would not scale."""
+    counts = Counter(rows=0, rejected=0)
+    for result in results:
+        counts["rows"] += result.rows
+        counts["rejected"] += sum(result.rejected.values())
+    return counts
+
+
+def _check_rejected(job: Job, results: dict[int, UnitResult], counts: Mapping[str, int], finished: bool) -> None:
+    rows, rejected = counts["rows"], counts["rejected"]
     if not rejected or rejected <= job.max_rejected * rows or (rows < _ROWS_BEFORE_JUDGING and not finished):
         return
     reason, count, place = most_common_reject(results[index] for index in sorted(results))

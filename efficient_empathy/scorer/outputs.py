@@ -2,13 +2,13 @@
 
 import hashlib
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO, Protocol
 
-from efficient_empathy.dialogues import Record, with_fields
 from efficient_empathy.errors import EmpathyError
+from efficient_empathy.scorer.chunks import Chunk
 
 _BYTES_A_WRITE = 1 << 18
 """Written and hashed at once: calls for each line cost more than its bytes."""
@@ -17,8 +17,8 @@ _BYTES_A_WRITE = 1 << 18
 class Part(Protocol):
     """A file that one unit adds to one subset."""
 
-    def add(self, record: Record, fields: Mapping[str, Any]) -> None:
-        """Append one example: the row that came in, with new fields."""
+    def add(self, chunk: Chunk, places: Sequence[int]) -> None:
+        """Append some examples of a chunk: the rows that came in, with new fields."""
 
     def finish(self, final: Path) -> dict[str, Any] | None:
         """Close, flush and rename; returns file name, bytes and SHA-256, or None when nothing was added."""
@@ -50,9 +50,13 @@ class JsonlPart:
         self._lines: list[bytes] = []
         self._waiting = 0
 
-    def add(self, record: Record, fields: Mapping[str, Any]) -> None:
-        """Append one example."""
-        self.write(with_fields(record, fields))
+    def add(self, chunk: Chunk, places: Sequence[int]) -> None:
+        """Append some examples of a chunk."""
+        lines = chunk.lines
+        self._lines += [lines[place] for place in places]
+        self._waiting = sum(map(len, self._lines))
+        if self._waiting >= _BYTES_A_WRITE:
+            self._flush()
 
     def write(self, line: bytes) -> None:
         """Append one line, given without its line end."""

@@ -61,8 +61,9 @@ class _Counting:
 
     def __init__(self) -> None:
         self._weights: Mapping[int, float] = {}
+        self._total = 1.0
         self._done: set[int] = set()
-        self._done_before = 0.0
+        self._done_before = self._done_weight = 0.0
         self._counts: Counter[str] = Counter()
         self._examples_before = 0
         self._began = time.monotonic()
@@ -70,7 +71,8 @@ class _Counting:
     def start(self, weights: Mapping[int, float], done: Collection[int], counts: Mapping[str, int]) -> None:
         """Take what lies ahead, and begin to count."""
         self._weights, self._done, self._counts = weights, set(done), Counter(counts)
-        self._done_before = sum(weights[index] for index in done)
+        self._total = sum(weights.values()) or 1.0
+        self._done_before = self._done_weight = sum(weights[index] for index in done)
         self._examples_before = self._counts.total()
         self._began = time.monotonic()
 
@@ -81,9 +83,10 @@ class _Counting:
     def unit_done(self, index: int) -> None:
         """Add a unit."""
         self._done.add(index)
+        self._done_weight += self._weights[index]
 
     def _share_done(self) -> float:
-        return sum(self._weights[index] for index in self._done) / (sum(self._weights.values()) or 1.0)
+        return self._done_weight / self._total
 
     def _speed(self) -> float:
         """Examples a second, of this run alone."""
@@ -104,11 +107,10 @@ class _Counting:
 
     def _seconds_left(self) -> float | None:
         seconds = time.monotonic() - self._began
-        total = sum(self._weights.values())
-        done = self._share_done() * total
-        if done <= self._done_before:
+        done = self._done_weight - self._done_before
+        if done <= 0:
             return None  # no unit of this run is complete: there is nothing to go by
-        return seconds * (total - done) / (done - self._done_before)
+        return seconds * max(0.0, self._total - self._done_weight) / done
 
 
 class PlainLines(_Counting):

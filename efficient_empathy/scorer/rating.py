@@ -1,25 +1,41 @@
 """Rates one unit: reads it, scores it in chunks, routes each example, and commits its files."""
 
+import contextlib
+import gc
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import orjson
 
-from efficient_empathy.dialogues import Record, Reject, Unit, read_unit, record_examples
+from efficient_empathy.dialogues import Reject, Row, Unit, read_examples
 from efficient_empathy.dialogues.types import Example
 from efficient_empathy.errors import EmpathyError
 from efficient_empathy.scorer import runfolder
+from efficient_empathy.scorer.chunks import Chunk
 from efficient_empathy.scorer.job import Job, RatesExamples, Route, folders_of
 from efficient_empathy.scorer.outputs import JsonlPart, Part
 from efficient_empathy.scorer.results import UnitResult
 
 _DECIMALS = 4
+_OBJECTS_A_COLLECTION = 200_000
 
 
+@contextlib.contextmanager
+def _few_collections() -> Iterator[None]:
+    """Let the garbage collector look seldom: a chunk's many objects hold no cycles, and looking for them took an eighth."""
+    before = gc.get_threshold()
+    if before[0]:
+        gc.set_threshold(max(before[0], _OBJECTS_A_COLLECTION), *before[1:])
+    try:
+        yield
+    finally:
+        gc.set_threshold(*before)
+
+
+@_few_collections()
 def rate_unit(
     job: Job,
     unit: Unit,
@@ -36,18 +52,26 @@ def rate_unit(
     rejects = JsonlPart(_temporary(job, unit, runfolder.REJECTED))
     parts = {subset: _new_part(job, unit, subset) for subset in subsets}
     tokens_before = getattr(scorer, "tokens", None)
-    waiting: list[tuple[Record, Example]] = []
-    for item in read_unit(unit):
+    rows: list[Row] = []
+    examples: list[Example] = []
+    for item in read_examples(unit, job.examples):
         if isinstance(item, Reject):
             result.count_rejected(item)
             rejects.write(_reject_line(item))
             continue
+        row, own = item
         result.rows += 1
-        waiting.extend((item, example) for example in record_examples(item, job.examples))
-        if len(waiting) >= job.chunk:
-            _score_and_write(waiting, scorer, route, parts, result, on_chunk)
-            waiting = []
-    _score_and_write(waiting, scorer, route, parts, result, on_chunk)
+        examples += own
+        rows += [row] * len(own)
+        if len(examples) >= job.chunk:
+            counts = _score_and_write(rows, examples, scorer, route, parts, result)
+            rows, examples = [], []
+            if on_chunk is not None:
+                on_chunk(counts)
+    if examples:
+        counts = _score_and_write(rows, examples, scorer, route, parts, result)
+        if on_chunk is not None:
+            on_chunk(counts)
     finished = [part.finish(job.out / name / f"part-{unit.index:05d}.{job.format}") for name, part in parts.items()]
     finished.append(rejects.finish(job.out / runfolder.REJECTED / f"part-{unit.index:05d}.jsonl"))
     result.parts = [part for part in finished if part is not None]
@@ -79,47 +103,42 @@ def _reject_line(reject: Reject) -> bytes:
 
 
 def _score_and_write(
-    waiting: Sequence[tuple[Record, Example]],
+    rows: Sequence[Row],
+    examples: Sequence[Example],
     scorer: RatesExamples,
     route: Route | None,
-    parts: dict[str, Part],
+    parts: Mapping[str, Part],
     result: UnitResult,
-    on_chunk: Callable[[Mapping[str, int]], None] | None,
-) -> None:
-    if not waiting:
-        return
+) -> dict[str, int]:
+    """Rate some examples, write them and count them; the counts of this call come back, by subset."""
     dimensions = scorer.dimensions
-    scores = _written_scores(scorer, waiting)
-    decision = route.decide(scores, dimensions) if route is not None else np.zeros(len(scores), np.int64)
+    scores = _written_scores(scorer, rows, examples, result.unit["path"])
     subsets = folders_of(route)
-    names = [f"ee_{dimension}" for dimension in dimensions]
-    for (record, example), row, index in zip(waiting, scores.tolist(), decision.tolist(), strict=True):
-        fields: dict[str, Any] = {"ee_id": example.id, "ee_turn": example.turn, **dict(zip(names, row, strict=True))}
-        if route is not None:
-            fields["ee_subset"] = subsets[index]
-        parts[subsets[index]].add(record, fields)
-    counts = {}
-    for index, subset in enumerate(subsets):
-        mine = scores[decision == index]
-        result.count_scored(subset, mine)
-        counts[subset] = len(mine)
-    if route is not None:
+    if route is None:
+        decision, chosen = np.zeros(len(scores), np.int64), None
+    else:
+        decision = route.decide(scores, dimensions)
+        chosen = [subsets[index] for index in decision.tolist()]
         for key, count in route.tally(scores, dimensions).items():
             result.tallies[key] = result.tallies.get(key, 0) + count
-    if on_chunk is not None:
-        on_chunk(counts)
+    chunk = Chunk(rows, examples, scores, dimensions, chosen)
+    counts = {}
+    for index, subset in enumerate(subsets):
+        places = np.flatnonzero(decision == index)
+        parts[subset].add(chunk, places.tolist())
+        result.count_scored(subset, scores[places])
+        counts[subset] = len(places)
+    return counts
 
 
-def _written_scores(scorer: RatesExamples, waiting: Sequence[tuple[Record, Example]]) -> np.ndarray:
+def _written_scores(scorer: RatesExamples, rows: Sequence[Row], examples: Sequence[Example], path: str) -> np.ndarray:
     """Scores as they are written, float64 (n, d): what is decided on is what a reader of the output finds."""
-    scores = np.asarray(scorer.score([example for _, example in waiting]), np.float64)
-    if scores.shape != (len(waiting), len(scorer.dimensions)):
+    scores = np.asarray(scorer.score(examples), np.float64)
+    if scores.shape != (len(examples), len(scorer.dimensions)):
         raise EmpathyError(
-            f"the scorer gave scores of shape {scores.shape} for {len(waiting)} examples; distil it again."
+            f"the scorer gave scores of shape {scores.shape} for {len(examples)} examples; distil it again."
         )
     if not np.isfinite(scores).all():
-        record = waiting[int(np.flatnonzero(~np.isfinite(scores).all(axis=1))[0])][0]
-        raise EmpathyError(
-            f"the scorer gave a score that is not a number at {record.path}:{record.line}; try --precision fp32."
-        )
+        line = rows[int(np.flatnonzero(~np.isfinite(scores).all(axis=1))[0])][0]
+        raise EmpathyError(f"the scorer gave a score that is not a number at {path}:{line}; try --precision fp32.")
     return np.round(scores, _DECIMALS) + 0.0  # the addition turns -0.0 into 0.0

@@ -4,6 +4,7 @@ import contextlib
 import re
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ import orjson
 from efficient_empathy.errors import EmpathyError
 from efficient_empathy.manifest import MANIFEST, pretty_json, sha256_file, write_atomic
 from efficient_empathy.scorer.outputs import writing
+from efficient_empathy.scorer.session import usable_cores
 
 STATE = ".units"
 RUN_FACTS = "run.json"
@@ -115,7 +117,9 @@ def describe_inputs(paths: Sequence[str], plan: Mapping[str, Any] | None) -> lis
     recognised at once.
     """
     known = {record["path"]: record for record in (plan or {}).get("inputs", ())}
-    return [_describe_input(path, known.get(path)) for path in paths]
+    # Hashing lets other threads run, and many large files take their time.
+    with ThreadPoolExecutor(usable_cores()) as threads:
+        return list(threads.map(lambda path: _describe_input(path, known.get(path)), paths))
 
 
 def _describe_input(name: str, known: Mapping[str, Any] | None) -> dict[str, Any]:

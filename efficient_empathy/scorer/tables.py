@@ -1,13 +1,13 @@
 """One unit's rated examples as a Parquet table whose column types are found from the rows."""
 
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from efficient_empathy.dialogues import Record
 from efficient_empathy.dialogues.records import FIELD_PREFIX, row_json
 from efficient_empathy.manifest import sha256_file
+from efficient_empathy.scorer.chunks import Chunk
 from efficient_empathy.scorer.outputs import writing
 
 _ROWS_A_GROUP = 10_000
@@ -28,9 +28,14 @@ class ParquetPart:
         self._rows: list[dict[str, Any]] = []
         self._schemas: list[Any] = []
 
-    def add(self, record: Record, fields: Mapping[str, Any]) -> None:
-        """Append one example."""
-        self._rows.append({**{k: v for k, v in record.row.items() if not k.startswith(FIELD_PREFIX)}, **fields})
+    def add(self, chunk: Chunk, places: Sequence[int]) -> None:
+        """Append some examples of a chunk."""
+        for place in places:
+            self.append(*chunk.row(place))
+
+    def append(self, row: Mapping[str, Any], fields: Mapping[str, Any]) -> None:
+        """Append one row with new fields."""
+        self._rows.append({**{k: v for k, v in row.items() if not k.startswith(FIELD_PREFIX)}, **fields})
         if len(self._rows) == _ROWS_A_GROUP:
             self._flush()
 

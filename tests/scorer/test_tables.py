@@ -7,22 +7,16 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from length_scorer import LengthScorer
 
-from efficient_empathy.dialogues import Record, parse_row
 from efficient_empathy.scorer.engine import run
 from efficient_empathy.scorer.job import Job
 from efficient_empathy.scorer.tables import ParquetPart
 from efficient_empathy.selection import PaperPolicy
 
 
-def record(**columns):
-    row = {"context": "hello there", "response": "hi", **columns}
-    return Record(row, parse_row(row, "r"), "in.jsonl", 1, None)
-
-
 def written(tmp_path, rows):
     part = ParquetPart(tmp_path / "temporary")
     for row in rows:
-        part.add(record(**row), {"ee_turn": 1})
+        part.append({"context": "hello there", "response": "hi", **row}, {"ee_turn": 1})
     assert part.finish(tmp_path / "kept" / "part-00000.parquet")["bytes"] > 0
     assert [path.name for path in tmp_path.iterdir()] == ["kept"]
     return pq.read_table(tmp_path / "kept" / "part-00000.parquet")

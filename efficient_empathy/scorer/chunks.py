@@ -1,0 +1,82 @@
+"""Examples that were rated together, with the fields that are added to their rows: as values, and as JSON lines."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import orjson
+
+from efficient_empathy.dialogues import Row
+from efficient_empathy.dialogues.records import open_row
+from efficient_empathy.dialogues.types import Example
+
+
+@dataclass(frozen=True)
+class Chunk:
+    """Some examples in input order, one place each."""
+
+    rows: Sequence[Row]
+    """The row each was cut from; those of one conversation share one."""
+    examples: Sequence[Example]
+    scores: np.ndarray
+    """Float64 (n, d), as they are written."""
+    dimensions: Sequence[str]
+    subsets: Sequence[str] | None = None
+    """Where each goes; None without a policy."""
+
+    def row(self, place: int) -> tuple[Mapping[str, Any], dict[str, Any]]:
+        """The columns that came in, and the new fields."""
+        example = self.examples[place]
+        fields: dict[str, Any] = {"ee_id": example.id, "ee_turn": example.turn}
+        fields.update(zip(self._names, self.scores[place].tolist(), strict=True))
+        if self.subsets is not None:
+            fields["ee_subset"] = self.subsets[place]
+        return self.rows[place][1], fields
+
+    @cached_property
+    def lines(self) -> list[bytes]:
+        """JSON lines without line ends: each the row's own bytes with the new fields spliced in.
+
+        The same bytes that ``with_fields`` gives. Each column is turned to JSON at once: a call for each example costs
+        more than its work.
+        """
+        columns: list[Any] = [self._heads(), _texts([e.id for e in self.examples]), [e.turn for e in self.examples]]
+        columns += _numbers(self.scores)
+        template = b'%b"ee_id":%b,"ee_turn":%d' + b"".join(b",%b:%%b" % _escaped(name) for name in self._names)
+        if self.subsets is not None:
+            names = {name: orjson.dumps(name) for name in set(self.subsets)}
+            columns.append([names[name] for name in self.subsets])
+            template += b',"ee_subset":%b'
+        template += b"}"
+        return [template % values for values in zip(*columns, strict=True)]
+
+    @property
+    def _names(self) -> list[str]:
+        return [f"ee_{dimension}" for dimension in self.dimensions]
+
+    def _heads(self) -> list[bytes]:
+        heads: list[bytes] = []
+        last: Row | None = None
+        for found in self.rows:
+            if found is not last:
+                head = open_row(found[1], found[2])
+                last = found
+            heads.append(head)
+        return heads
+
+
+def _escaped(name: str) -> bytes:
+    return orjson.dumps(name).replace(b"%", b"%%")
+
+
+def _texts(values: list[str]) -> list[bytes]:
+    """Each text as JSON. A line feed never stands inside one, so the indented form can be cut at its own."""
+    return orjson.dumps(values, option=orjson.OPT_INDENT_2)[4:-2].split(b",\n  ")
+
+
+def _numbers(scores: np.ndarray) -> list[list[bytes]]:
+    """Each column's numbers as JSON, for (n, d) finite scores."""
+    text = orjson.dumps(np.ascontiguousarray(scores.T), option=orjson.OPT_SERIALIZE_NUMPY)
+    return [column.split(b",") for column in text[2:-2].split(b"],[")]
