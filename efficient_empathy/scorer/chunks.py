@@ -25,6 +25,8 @@ class Chunk:
     dimensions: Sequence[str]
     subsets: Sequence[str] | None = None
     """Where each goes; None without a policy."""
+    tiers: Sequence[str] | None = None
+    """Which tier gave each its scores; None unless it is a cascade."""
 
     def row(self, place: int) -> tuple[Mapping[str, Any], dict[str, Any]]:
         """The columns that came in, and the new fields."""
@@ -33,6 +35,8 @@ class Chunk:
         fields.update(zip(self._names, self.scores[place].tolist(), strict=True))
         if self.subsets is not None:
             fields["ee_subset"] = self.subsets[place]
+        if self.tiers is not None:
+            fields["ee_tier"] = self.tiers[place]
         return self.rows[place][1], fields
 
     @cached_property
@@ -45,10 +49,11 @@ class Chunk:
         columns: list[Any] = [self._heads(), _texts([e.id for e in self.examples]), [e.turn for e in self.examples]]
         columns += _numbers(self.scores)
         template = b'%b"ee_id":%b,"ee_turn":%d' + b"".join(b",%b:%%b" % _escaped(name) for name in self._names)
-        if self.subsets is not None:
-            names = {name: orjson.dumps(name) for name in set(self.subsets)}
-            columns.append([names[name] for name in self.subsets])
-            template += b',"ee_subset":%b'
+        for field, values in (("subset", self.subsets), ("tier", self.tiers)):
+            if values is not None:
+                names = {name: orjson.dumps(name) for name in set(values)}
+                columns.append([names[name] for name in values])
+                template += b',"ee_%b":%%b' % field.encode()
         template += b"}"
         return [template % values for values in zip(*columns, strict=True)]
 

@@ -18,6 +18,8 @@ from efficient_empathy.scorer.chunks import Chunk
 from efficient_empathy.scorer.job import Job, RatesExamples, Route, folders_of
 from efficient_empathy.scorer.outputs import JsonlPart, Part
 from efficient_empathy.scorer.results import UnitResult
+from efficient_empathy.scorer.scorer import Rated, Scorer
+from efficient_empathy.scorer.tiers import FAST, TRANSFORMER
 
 _DECIMALS = 4
 _OBJECTS_A_COLLECTION = 200_000
@@ -112,7 +114,7 @@ def _score_and_write(
 ) -> dict[str, int]:
     """Rate some examples, write them and count them; the counts of this call come back, by subset."""
     dimensions = scorer.dimensions
-    scores = _written_scores(scorer, rows, examples, result.unit["path"])
+    scores, tiers = _rate(scorer, rows, examples, result.unit["path"])
     subsets = folders_of(route)
     if route is None:
         decision, chosen = np.zeros(len(scores), np.int64), None
@@ -121,7 +123,9 @@ def _score_and_write(
         chosen = [subsets[index] for index in decision.tolist()]
         for key, count in route.tally(scores, dimensions).items():
             result.tallies[key] = result.tallies.get(key, 0) + count
-    chunk = Chunk(rows, examples, scores, dimensions, chosen)
+    for tier in tiers or ():
+        result.tiers[tier] = result.tiers.get(tier, 0) + 1
+    chunk = Chunk(rows, examples, scores, dimensions, chosen, tiers)
     counts = {}
     for index, subset in enumerate(subsets):
         places = np.flatnonzero(decision == index)
@@ -131,9 +135,12 @@ def _score_and_write(
     return counts
 
 
-def _written_scores(scorer: RatesExamples, rows: Sequence[Row], examples: Sequence[Example], path: str) -> np.ndarray:
-    """Scores as they are written, float64 (n, d): what is decided on is what a reader of the output finds."""
-    scores = np.asarray(scorer.score(examples), np.float64)
+def _rate(
+    scorer: RatesExamples, rows: Sequence[Row], examples: Sequence[Example], path: str
+) -> tuple[np.ndarray, list[str] | None]:
+    """Scores as they are written, float64 (n, d): what is decided on is what a reader of the output finds. And who gave them."""
+    rated = scorer.rate(examples) if isinstance(scorer, Scorer) else Rated(scorer.score(examples))
+    scores = np.asarray(rated.scores, np.float64)
     if scores.shape != (len(examples), len(scorer.dimensions)):
         raise EmpathyError(
             f"the scorer gave scores of shape {scores.shape} for {len(examples)} examples; distil it again."
@@ -141,4 +148,6 @@ def _written_scores(scorer: RatesExamples, rows: Sequence[Row], examples: Sequen
     if not np.isfinite(scores).all():
         line = rows[int(np.flatnonzero(~np.isfinite(scores).all(axis=1))[0])][0]
         raise EmpathyError(f"the scorer gave a score that is not a number at {path}:{line}; try --precision fp32.")
-    return np.round(scores, _DECIMALS) + 0.0  # the addition turns -0.0 into 0.0
+    by = rated.by_transformer
+    tiers = None if by is None else [TRANSFORMER if sent_on else FAST for sent_on in by.tolist()]
+    return np.round(scores, _DECIMALS) + 0.0, tiers  # the addition turns -0.0 into 0.0

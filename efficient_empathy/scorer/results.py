@@ -32,6 +32,8 @@ class UnitResult:
     """Where each reason was met first, as ``file:line``."""
     tallies: dict[str, int] = field(default_factory=dict)
     """What the policy counts, e.g. ties at the threshold."""
+    tiers: dict[str, int] = field(default_factory=dict)
+    """Examples that each tier of a cascade decided; empty for a single tier."""
     parts: list[dict[str, Any]] = field(default_factory=list)
     """Name, bytes and SHA-256 of each file."""
     providers: list[str] = field(default_factory=list)
@@ -84,12 +86,13 @@ def add_up(results: Iterable[UnitResult], dimensions: Iterable[str]) -> dict[str
     """Counts of a whole run, from its units in input order.
 
     Returns:
-        For the manifest: ``counts`` (rows, rejected, examples, …), ``subsets`` (examples, share, mean scores)
-        and ``mean`` (of all).
+        For the manifest: ``counts`` (rows, rejected, examples, …), ``subsets`` (examples, share, mean scores),
+        ``mean`` (of all), and for a cascade ``tiers`` (examples that each decided).
     """
     names = list(dimensions)
     rejected: Counter[str] = Counter()
     tallies: Counter[str] = Counter()
+    tiers: Counter[str] = Counter()
     examples: Counter[str] = Counter()
     sums: dict[str, np.ndarray] = {}
     rows = 0
@@ -97,6 +100,7 @@ def add_up(results: Iterable[UnitResult], dimensions: Iterable[str]) -> dict[str
         rows += result.rows
         rejected.update(result.rejected)
         tallies.update(result.tallies)
+        tiers.update(result.tiers)
         for subset, count in result.examples.items():
             examples[subset] += count
             sums[subset] = sums.get(subset, np.zeros(len(names))) + np.asarray(result.sums[subset])
@@ -111,6 +115,7 @@ def add_up(results: Iterable[UnitResult], dimensions: Iterable[str]) -> dict[str
         },
         "subsets": {subset: _subset(count, total, sums[subset], names) for subset, count in examples.items()},
         "mean": _means(total, sum(sums.values(), np.zeros(len(names))), names),
+        **({"tiers": dict(sorted(tiers.items()))} if tiers else {}),
     }
 
 

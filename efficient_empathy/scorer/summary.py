@@ -43,6 +43,14 @@ def subsets_summary(manifest: Mapping[str, Any], folder: Path) -> str:
         if key in counts:
             at = f" ({policy['threshold']:g})" if key == "ties_at_threshold" and policy else ""
             lines.append(f"{words}{at}: {counts[key]:,}")
+    if tiers := manifest.get("tiers"):
+        share = tiers.get("fast", 0) / max(1, counts["examples"])
+        promise = manifest["scorer"]["cascade"]["max_flips"]
+        lines.append(
+            f"decided by the fast tier: {tiers.get('fast', 0):,} ({100 * share:.1f} %), "
+            f"at most {100 * promise:g} % of all decisions "
+            "other than the transformer's"
+        )
     lines.append(_rejected_line(counts, folder))
     lines.append(f"written to: {folder}")
     return "\n".join(lines)

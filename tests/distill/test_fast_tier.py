@@ -1,6 +1,8 @@
 """The fast tier, end to end on a tiny transformer: what it learns, what is written, how the tiers are chosen."""
 
+import json
 import pickle
+from collections import Counter
 
 import numpy as np
 import pytest
@@ -10,7 +12,11 @@ from efficient_empathy.distill.quality import spearman
 from efficient_empathy.errors import EmpathyError
 from efficient_empathy.manifest import read_manifest
 from efficient_empathy.scorer import Scorer
+from efficient_empathy.scorer.bench import BenchOptions, bench
 from efficient_empathy.scorer.cascade import Doubts, Pairs
+from efficient_empathy.scorer.engine import run
+from efficient_empathy.scorer.job import Job
+from efficient_empathy.scorer.summary import subsets_summary
 from efficient_empathy.selection.policies import PaperPolicy
 
 pytestmark = pytest.mark.slow
@@ -114,3 +120,38 @@ def test_a_scorer_without_a_fast_tier_says_how_to_get_one(distilled):
 
 def test_a_small_pool_gives_no_fast_tier(distilled):
     assert set(Scorer.load(distilled, device="cpu").spec.tiers) == {"transformer"}
+
+
+def test_filter_says_which_tier_decided(tiered, fresh, tmp_path):
+    rows = [
+        {"id": e.id, "context": [{"role": t.role, "text": t.text} for t in e.context], "response": e.response}
+        for e in fresh
+    ]
+    (tmp_path / "rows.jsonl").write_text("\n".join(map(json.dumps, rows)) + "\n")
+    scorer = Scorer.load(tiered, device="cpu", tier="cascade", policy=PaperPolicy(), max_flips=0.05)
+    for name, workers in (("one", 1), ("two", 2)):
+        job = Job((str(tmp_path / "rows.jsonl"),), tmp_path / name, unit_bytes=20_000, workers=workers)
+        run(job, scorer, PaperPolicy())
+    manifest = read_manifest(tmp_path / "one")
+    assert (tmp_path / "one" / "manifest.json").read_bytes() == (tmp_path / "two" / "manifest.json").read_bytes()
+    written = [
+        json.loads(line)
+        for path in sorted((tmp_path / "one").glob("*/part-*.jsonl"))
+        for line in path.read_text().splitlines()
+    ]
+    assert Counter(row["ee_tier"] for row in written) == manifest["tiers"]
+    assert sum(manifest["tiers"].values()) == len(fresh)
+    assert manifest["scorer"]["cascade"]["max_flips"] == 0.05
+    assert "decided by the fast tier: " in subsets_summary(manifest, tmp_path / "one")
+    by = dict(zip([e.id for e in fresh], scorer.rate(fresh).by_transformer.tolist(), strict=True))
+    assert all((row["ee_tier"] == "transformer") == by[row["id"]] for row in written)
+
+
+def test_bench_measures_every_tier(tiered, fresh):
+    found = bench(tiered, fresh, PaperPolicy(), BenchOptions(rounds=1, max_flips=0.05, usd_per_hour=1.0))
+    by = {one.tier: one for one in found}
+    assert list(by) == ["transformer", "fast", "cascade"]
+    assert by["transformer"].flips == 0
+    assert by["fast"].tokens_per_second is None
+    assert 0 < by["cascade"].fast_share < 1
+    assert by["cascade"].flips < by["fast"].flips
