@@ -19,6 +19,7 @@ _COMMANDS = {
     "score": ("scorer", "Add a scorer's scores to every dialogue."),
     "filter": ("selection", "Split dialogues into sensibility, rationality and discarded."),
     "bench": ("selection", "Measure a scorer's tiers on your machine and rows: speed, memory, agreement, cost."),
+    "explain": ("audit", "Say why an example is in the subset where it is."),
     "report": ("selection", "Show what a scorer folder or a subsets folder holds."),
     "train-expert": ("experts", "Tune a language model on a subset: a LoRA adapter, with controls of the same cost."),
     "train-moe": ("moe", "Train a router over experts: a mixture, and whether it tells their subsets apart."),
@@ -29,7 +30,9 @@ _COMMANDS = {
     ),
     "evaluate": ("experts", "Judge saved answers: metrics, scorers, intervals, paired differences."),
     "doctor": ("doctor", "Say which devices, providers and extras are there, and how to mend what is not."),
-    "verify": ("doctor", "Check every file of a folder against its manifest."),
+    "verify": ("audit", "Check a folder's files, its counts, and the chain back to scorer, labels and data."),
+    "push": ("hub", "Put a scorer, an expert or a mixture on the Hugging Face Hub."),
+    "pull": ("hub", "Fetch one from there, checked against its manifest."),
 }
 
 

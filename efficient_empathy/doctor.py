@@ -1,12 +1,11 @@
-"""``ee-cli doctor`` and ``ee-cli verify``: what is here and what is broken, and whether a folder is as it was written."""
+"""``ee-cli doctor``: what is here, and what is broken."""
 
-from pathlib import Path
 from typing import Any
 
 import click
 
 from efficient_empathy.environment import PACKAGE, environment, problems
-from efficient_empathy.manifest import changed_files, pretty_json, read_manifest
+from efficient_empathy.manifest import pretty_json
 
 
 def _environment_text(facts: dict[str, Any]) -> str:
@@ -66,42 +65,4 @@ def doctor_command(check_backbone: bool, as_json: bool) -> None:
             click.echo(f"BROKEN: {problem['what']}.\n  Mend: {problem['mend']}")
         click.echo(f"{len(broken)} broken." if broken else "Nothing is broken.")
     if broken:
-        click.get_current_context().exit(1)
-
-
-def check_folder(folder: Path) -> dict[str, Any]:
-    """Compare a folder with its manifest: its kind, number of files, and ``problems``, one sentence a file.
-
-    Raises:
-        EmpathyError: the folder has no manifest that can be read.
-    """
-    record = read_manifest(folder)
-    return {
-        "folder": str(folder),
-        "kind": record["kind"],
-        "files": len(record["files"]),
-        "problems": changed_files(folder),
-    }
-
-
-@click.command("verify")
-@click.argument("folders", nargs=-1, required=True, type=click.Path(path_type=Path))
-@click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
-def verify_command(folders: tuple[Path, ...], as_json: bool) -> None:
-    """Check every file of FOLDERS (scorers, subsets, scored dialogues) against the hashes in their manifests.
-
-    Exits 1 if a file was changed or is missing.
-    """
-    results = [check_folder(folder) for folder in folders]
-    if as_json:
-        click.echo(pretty_json(results).decode().rstrip())
-    else:
-        for result in results:
-            for problem in result["problems"]:
-                click.echo(f"{result['folder']}: {problem}")
-            if not result["problems"]:
-                click.echo(
-                    f"{result['folder']}: all {result['files']} files are as they were written ({result['kind']})"
-                )
-    if any(result["problems"] for result in results):
         click.get_current_context().exit(1)

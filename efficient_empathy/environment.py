@@ -19,6 +19,7 @@ _PURPOSES = {
     "distill": "judging and training scorers",
     "experts": "tuning language models, their answers, evaluation",
     "llama": "GGUF models as judges and bases",
+    "hub": "pushing to and pulling from the Hugging Face Hub",
     "fast-tokenizer": "faster tokenising",
     "dev": "tests and checks",
 }

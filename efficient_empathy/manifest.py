@@ -15,6 +15,10 @@ import orjson
 from efficient_empathy.errors import EmpathyError
 
 MANIFEST = "manifest.json"
+ORIGIN = "origin.json"
+"""Where a folder was pulled from; no part of its manifest, since the folder is the same wherever it lies."""
+_FORMAT = 2
+_SEAL = "manifest_sha256"
 _CHUNK_BYTES = 1 << 20
 
 
@@ -102,42 +106,89 @@ def write_manifest(folder: Path, kind: str, body: dict[str, Any], files: Iterabl
         files: paths relative to the folder, to be hashed; or with the SHA-256 that each had when it was written.
     """
     hashes = dict(sorted(files.items())) if isinstance(files, Mapping) else file_hashes(folder, files)
-    record = {"kind": kind, "format": 1, **body, "files": hashes}
-    write_atomic(Path(folder) / MANIFEST, pretty_json(record))
+    write_manifest_file(Path(folder) / MANIFEST, kind, body, hashes)
+
+
+def write_manifest_file(path: Path, kind: str, body: dict[str, Any], hashes: Mapping[str, str]) -> None:
+    """Write a manifest of any name; its last field is the SHA-256 of the rest, so that a changed byte in it shows, too."""
+    write_atomic(path, _sealed({"kind": kind, "format": _FORMAT, **body, "files": dict(hashes)}))
+
+
+def _sealed(record: Mapping[str, Any]) -> bytes:
+    return pretty_json({**record, _SEAL: sha256_bytes(pretty_json(record))})
 
 
 def read_manifest(folder: Path, kind: str | None = None) -> dict[str, Any]:
     """Read a folder's manifest.
 
     Raises:
-        EmpathyError: there is no manifest, it is not JSON or not ours, or it is of another kind than asked for.
+        EmpathyError: there is no manifest, it was changed, it is not ours, or it is of another kind than asked for.
     """
-    path = Path(folder) / MANIFEST
+    record = read_manifest_file(Path(folder) / MANIFEST)
+    if kind is not None and record["kind"] != kind:
+        raise EmpathyError(f"'{folder}' is a folder of kind '{record['kind']}', but one of kind '{kind}' was expected.")
+    return record
+
+
+def read_manifest_file(path: Path) -> dict[str, Any]:
+    """Read a manifest of any name.
+
+    Raises:
+        EmpathyError: it is not there, it was changed since it was written, or it is not ours.
+    """
     try:
-        record = orjson.loads(path.read_bytes())
+        raw = path.read_bytes()
+        record = orjson.loads(raw)
     except (FileNotFoundError, NotADirectoryError):
         raise EmpathyError(
-            f"'{folder}' has no {MANIFEST}: it is not a folder written by ee-cli, or the run that wrote it did not finish."
+            f"'{path.parent}' has no {path.name}: it is not a folder written by ee-cli, or the run that wrote it did not finish."
         ) from None
     except orjson.JSONDecodeError as error:
         raise EmpathyError(f"'{path}' is not valid JSON ({error}); write the folder again.") from error
     fields = record if isinstance(record, dict) else {}
     if not isinstance(fields.get("kind"), str) or not isinstance(fields.get("files"), dict):
         raise EmpathyError(f"'{path}' is not a manifest of ee-cli: it names no kind of folder, or no files.")
-    if kind is not None and record.get("kind") != kind:
-        raise EmpathyError(
-            f"'{folder}' is a folder of kind '{record.get('kind')}', but one of kind '{kind}' was expected."
-        )
+    # Manifests of format 1 had no hash of their own: nothing in them can be checked.
+    if fields.get("format", 1) != 1 or _SEAL in fields:
+        seal = record.pop(_SEAL, None)
+        if _sealed(record) != raw:
+            known = "" if fields.get("format") == _FORMAT else ", or a newer version of efficient-empathy wrote it"
+            raise EmpathyError(
+                f"'{path}' has changed: its own SHA-256 is not the one that it names ({str(seal)[:12]}…){known}. "
+                "Copy or write the folder again."
+            )
     return record
 
 
-def changed_files(folder: Path) -> list[str]:
-    """What differs from the manifest: one sentence a file that is missing or whose hash is another; empty when all is well."""
+def manifest_digest(folder: Path) -> str:
+    """SHA-256 of a folder's manifest, which holds the hash of every file: equal digests are equal folders."""
+    return sha256_file(Path(folder) / MANIFEST)
+
+
+def changed_files(folder: Path, under: str = "") -> list[str]:
+    """What differs from the manifest: one sentence a file that is missing or whose hash is another; empty when all is well.
+
+    Args:
+        folder: with a manifest.
+        under: only files whose path begins so.
+    """
     problems = []
     for name, expected in read_manifest(folder)["files"].items():
+        if not name.startswith(under):
+            continue
         path = Path(folder) / name
         if not path.is_file():
             problems.append(f"'{name}' is missing")
         elif (found := sha256_file(path)) != expected:
             problems.append(f"'{name}' has changed: SHA-256 is {found[:12]}…, the manifest says {expected[:12]}…")
     return problems
+
+
+def read_origin(folder: Path) -> str | None:
+    """Where a folder was pulled from, as ``owner/name@commit``; None if it was made here, or is no longer what was pulled."""
+    try:
+        record = orjson.loads((Path(folder) / ORIGIN).read_bytes())
+        found = f"{record['repo']}@{record['commit']}" if record["digest"] == manifest_digest(folder) else None
+    except (OSError, orjson.JSONDecodeError, TypeError, KeyError):
+        return None
+    return found

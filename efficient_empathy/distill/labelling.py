@@ -12,13 +12,14 @@ from efficient_empathy.distill.asking import Interview, Outcome, Progress, ask_a
 from efficient_empathy.distill.choosing import choose_examples
 from efficient_empathy.distill.judges import Judge, open_judge
 from efficient_empathy.distill.label_report import LabelPlan, LabelReport
-from efficient_empathy.distill.labels import write_labels
+from efficient_empathy.distill.labels import LABELS, beside, label_manifest, write_labels
 from efficient_empathy.distill.options import JudgeOptions
 from efficient_empathy.distill.pricing import Price, check_limit, find_price
 from efficient_empathy.distill.rubric import Rubric
 from efficient_empathy.distill.store import LabelStore, StoredAnswer, answer_key
 from efficient_empathy.errors import EmpathyError
-from efficient_empathy.manifest import pretty_json, sha256_file, versions, write_atomic
+from efficient_empathy.manifest import sha256_file, versions, write_manifest_file
+from efficient_empathy.scorer.runfolder import hashed_inputs
 
 
 @dataclass(frozen=True)
@@ -29,6 +30,7 @@ class _Job:
     rejected: dict[str, int]
     price: Price | None
     store: Path
+    inputs: tuple[str, ...]
 
 
 def plan_labels(inputs: Sequence[str], out: Path, options: JudgeOptions, mode: ExampleMode = "every-turn") -> LabelPlan:
@@ -69,6 +71,7 @@ def label(
             attempts = [a for e in job.examples for a in store.all_of(answer_key(e, job.rubric, judge))]
     finally:
         judge.close()
+    label_manifest(out).unlink(missing_ok=True)  # it speaks of the labels that were here before
     write_labels(out, _rows(job, judge, outcome))
     report = _report(out, job, outcome, attempts)
     _write_manifest(report, job, judge, mode, attempts)
@@ -90,11 +93,7 @@ def read_examples(inputs: Sequence[str], mode: ExampleMode, rejected: Counter[st
 
 def default_store(out: Path) -> Path:
     """Where answers are kept when nobody says: ``labels.jsonl`` keeps them in ``labels.sqlite``."""
-    return _beside(out, ".sqlite")
-
-
-def _beside(out: Path, ending: str) -> Path:
-    return out.with_name((out.name.removesuffix(".jsonl") or out.name) + ending)
+    return beside(out, ".sqlite")
 
 
 def _prepare(inputs: Sequence[str], out: Path, options: JudgeOptions, mode: ExampleMode) -> _Job:
@@ -105,7 +104,15 @@ def _prepare(inputs: Sequence[str], out: Path, options: JudgeOptions, mode: Exam
         bad = f"; {rejected.total()} rows could not be read ({_counts(rejected)})" if rejected else ""
         raise EmpathyError(f"no listener turn to judge in {', '.join(inputs)}{bad}.")
     price = find_price(options)
-    return _Job(options, rubric, examples, dict(sorted(rejected.items())), price, options.store or default_store(out))
+    return _Job(
+        options,
+        rubric,
+        examples,
+        dict(sorted(rejected.items())),
+        price,
+        options.store or default_store(out),
+        tuple(inputs),
+    )
 
 
 def _rows(job: _Job, judge: Judge, outcome: Outcome) -> Iterator[dict[str, Any]]:
@@ -140,8 +147,7 @@ def _write_manifest(
 ) -> None:
     """The record of the labels' making; the same whether the work was done in one run or in several."""
     body = {
-        "kind": "labels",
-        "format": 1,
+        "inputs": hashed_inputs(job.inputs),
         "judge": judge.describe(),
         "forms": dict(sorted(Counter(stored.answer.form for stored in attempts).items())),
         "rubric": {"name": job.rubric.name, "digest": job.rubric.digest, "dimensions": list(job.rubric.names)},
@@ -158,9 +164,9 @@ def _write_manifest(
         "usd": report.usd,
         "rejected": report.rejected,
         "versions": versions("openai", "xllamacpp", "transformers"),
-        "files": {report.labels.name: sha256_file(report.labels)},
     }
-    write_atomic(_beside(report.labels, ".manifest.json"), pretty_json(body))
+    hashes = {report.labels.name: sha256_file(report.labels)}
+    write_manifest_file(label_manifest(report.labels), LABELS, body, hashes)
 
 
 def _counts(counts: Counter[str]) -> str:

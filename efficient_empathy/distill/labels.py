@@ -15,7 +15,10 @@ from efficient_empathy.dialogues import Record, RowError, parse_row, record_exam
 from efficient_empathy.dialogues.types import Example
 from efficient_empathy.distill.rubric import Dimension, Rubric
 from efficient_empathy.errors import EmpathyError
-from efficient_empathy.manifest import atomic_open
+from efficient_empathy.manifest import atomic_open, read_manifest_file, sha256_file
+
+LABELS = "labels"
+"""The kind of a label file's manifest."""
 
 
 @dataclass(frozen=True)
@@ -37,6 +40,37 @@ def write_labels(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
             file.write(orjson.dumps(dict(row), option=orjson.OPT_APPEND_NEWLINE))
 
 
+def beside(labels: Path, ending: str) -> Path:
+    """What belongs to a label file stands beside it: ``labels.jsonl`` has ``labels`` and the ending."""
+    return labels.with_name((labels.name.removesuffix(".jsonl") or labels.name) + ending)
+
+
+def label_manifest(labels: Path) -> Path:
+    """The manifest of a label file, which says who judged and from what."""
+    return beside(labels, ".manifest.json")
+
+
+def check_labels(path: Path) -> str | None:
+    """See that a label file is as ``label`` wrote it, where its manifest stands beside it.
+
+    Returns:
+        The SHA-256 that the manifest names; None where there is none for this file.
+
+    Raises:
+        EmpathyError: the labels or their manifest have changed.
+    """
+    record = label_manifest(path)
+    if not record.is_file():
+        return None
+    expected = read_manifest_file(record)["files"].get(path.name)
+    if expected is not None and sha256_file(path) != expected:
+        raise EmpathyError(
+            f"'{path}' has changed since its labels were written: '{record.name}' beside it names another SHA-256. Copy it again; "
+            "or, if the labels were meant to be edited, remove that manifest, which no longer speaks of them."
+        )
+    return expected
+
+
 def load_labelled(labels_path: Path | str, dialogues: Iterable[Example] | None, rubric: Rubric) -> Labelled:
     """Read labels and join them to their examples.
 
@@ -49,10 +83,11 @@ def load_labelled(labels_path: Path | str, dialogues: Iterable[Example] | None, 
         rubric: names the score fields and their scales.
 
     Raises:
-        EmpathyError: a row has no score for a dimension or one off its scale, was judged by another rubric, or no row
-            could be joined.
+        EmpathyError: the file is not as its manifest has it; a row has no score for a dimension or one off its scale, was
+            judged by another rubric, or no row could be joined.
     """
     path = Path(labels_path)
+    check_labels(path)
     rows = list(_read_rows(path))
     if not rows:
         raise EmpathyError(f"'{path}' holds no labels.")

@@ -1,5 +1,6 @@
 """From judged examples to a scorer folder: split, train, calibrate, export, check, measure, write."""
 
+import glob
 import logging
 import shutil
 import tempfile
@@ -32,6 +33,7 @@ _LEAST_LABELS = 40
 _CALIBRATION_ROWS = 192
 _FP32, _INT8 = "transformer.fp32.onnx", "transformer.int8.onnx"
 _PACKAGES = ("torch", "transformers", "optimum", "optimum-onnx", "lightning", "onnxruntime", "tokenizers", "numpy")
+_UNFINISHED = ".unfinished"
 _log = logging.getLogger(__name__)
 
 
@@ -120,7 +122,9 @@ def work_folder(out: Path) -> Path:
 def _new_scratch(out: Path) -> Path:
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
-        return Path(tempfile.mkdtemp(dir=out.parent, prefix=f".{out.name}."))
+        for left in out.parent.glob(f".{glob.escape(out.name)}.*{_UNFINISHED}"):  # of a run that was killed
+            shutil.rmtree(left, ignore_errors=True)
+        return Path(tempfile.mkdtemp(dir=out.parent, prefix=f".{out.name}.", suffix=_UNFINISHED))
     except OSError as error:
         raise EmpathyError(
             f"cannot write to '{out.parent}': {error.strerror}. Choose another output folder with -o."

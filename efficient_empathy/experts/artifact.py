@@ -13,6 +13,7 @@ from efficient_empathy.manifest import (
     changed_files,
     pretty_json,
     read_manifest,
+    read_origin,
     sha256_file,
     versions,
     write_atomic,
@@ -102,6 +103,7 @@ def attach_expert(folder: Path, given_base: str | None, device: str) -> tuple[An
     description = {
         "kind": KIND,
         "adapter": digest,
+        **({"origin": origin} if (origin := read_origin(folder)) else {}),
         "control": expert.options["control"],
         "seed": expert.options["seed"],
         "selection": expert.data["selection"],

@@ -18,6 +18,7 @@ from efficient_empathy.manifest import (
     atomic_open,
     pretty_json,
     read_manifest,
+    read_origin,
     versions,
     write_atomic,
     write_manifest,
@@ -138,7 +139,12 @@ def _provenance(evaluation: Evaluation, scorers: Mapping[str, ScorerLike]) -> di
             for name, found in evaluation.folders.items()
         },
         "scorers": {
-            name: {"digest": scorer.digest, "precision": scorer.precision, "scales": scorer.scales}
+            name: {
+                "digest": scorer.digest,
+                **_origin(scorer),
+                "precision": scorer.precision,
+                "scales": scorer.scales,
+            }
             for name, scorer in scorers.items()
         },
         "options": asdict(evaluation.options),
@@ -150,6 +156,12 @@ def _provenance(evaluation: Evaluation, scorers: Mapping[str, ScorerLike]) -> di
         },
         "versions": versions(*_PACKAGES),
     }
+
+
+def _origin(scorer: ScorerLike) -> dict[str, str]:
+    folder = getattr(scorer, "folder", None)
+    origin = read_origin(folder) if folder is not None else None
+    return {"origin": origin} if origin else {}
 
 
 def _check_out(out: Path) -> None:

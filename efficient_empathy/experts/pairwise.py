@@ -25,7 +25,15 @@ from efficient_empathy.experts.pairwise_pairs import (
     write_pairs,
 )
 from efficient_empathy.experts.statistics import holm
-from efficient_empathy.manifest import MANIFEST, pretty_json, sha256_file, versions, write_atomic, write_manifest
+from efficient_empathy.manifest import (
+    MANIFEST,
+    changed_files,
+    pretty_json,
+    sha256_file,
+    versions,
+    write_atomic,
+    write_manifest,
+)
 
 KIND = "pairwise"
 PAIRS_FILE = "pairs.jsonl"
@@ -143,6 +151,7 @@ def compare_all(
             attempts = [a for q in job.questions for a in store.all_of(answer_key(q, job.criteria, judge))]
     finally:
         judge.close()
+    (out / MANIFEST).unlink(missing_ok=True)  # it speaks of the verdicts that were here before
     write_pairs(
         out / PAIRS_FILE, {names: [judged(p, outcome) for p in pairs] for names, pairs in job.comparisons.items()}
     )
@@ -169,7 +178,14 @@ def recompute(path: Path, resamples: int = 1000, seed: int = 0) -> tuple[Pairwis
         path: ``pairs.jsonl``.
         resamples: of the conversations.
         seed: of the resampling.
+
+    Raises:
+        EmpathyError: the file is not as the manifest beside it has it.
     """
+    if (path.parent / MANIFEST).is_file() and (problems := changed_files(path.parent, path.name)):
+        raise EmpathyError(
+            f"'{path.parent}' is not as it was written: {'; '.join(problems)}. Compare again, or copy it again."
+        )
     results = [summarise(names, pairs, resamples, seed) for names, pairs in read_pairs(path).items()]
     corrected = iter(holm([result.sign_test for result in results if result.sign_test is not None]))
     return tuple(

@@ -11,7 +11,14 @@ from efficient_empathy.dialogues.types import Example
 from efficient_empathy.distill.labelling import read_examples
 from efficient_empathy.errors import EmpathyError
 from efficient_empathy.experts.options import Control
-from efficient_empathy.manifest import MANIFEST, canonical_json, read_manifest, sha256_bytes
+from efficient_empathy.manifest import (
+    MANIFEST,
+    canonical_json,
+    changed_files,
+    manifest_digest,
+    read_manifest,
+    sha256_bytes,
+)
 from efficient_empathy.selection.policies import DISCARDED
 
 
@@ -51,6 +58,7 @@ def choose(data: Sequence[str], control: Control, holdout: float, seed: int) -> 
         EmpathyError: nothing to train on, or a control without the folders that it draws from.
     """
     rejected: Counter[str] = Counter()
+    selection = _selection(data)
     own = _read(data, rejected)
     read = {Path(name).name or name: len(examples) for name, examples in own.items()}
     mine = [example for examples in own.values() for example in examples]
@@ -65,7 +73,7 @@ def choose(data: Sequence[str], control: Control, holdout: float, seed: int) -> 
         read = {Path(name).name: len(examples) for name, examples in siblings.items()}
         everything, held_out = _split([e for examples in siblings.values() for e in examples], holdout)
         train = _draw(everything, len(kept), seed) if control == "random" else everything
-    return Chosen(train, held_out, len(kept), read, dict(rejected), _selection(data))
+    return Chosen(train, held_out, len(kept), read, dict(rejected), selection)
 
 
 def held_out_conversation(name: str, share: float) -> bool:
@@ -93,12 +101,38 @@ def _draw(examples: Sequence[Example], count: int, seed: int) -> list[Example]:
 def _selection(data: Sequence[str]) -> dict[str, Any]:
     """What chose the data: a judge of the outcome that is the same scorer would judge its own choice."""
     found: dict[str, Any] = {}
+    runs: dict[str, str] = {}
     for name in data:
         parent = Path(name).resolve().parent
+        if (Path(name) / MANIFEST).is_file() and (problems := changed_files(Path(name))):
+            raise EmpathyError(f"'{name}' is not as it was written: {'; '.join(problems)}. Copy it again.")
         if (parent / MANIFEST).is_file():
-            manifest = read_manifest(parent)
+            manifest = _checked(parent, Path(name).resolve().name)
+            runs[str(manifest_digest(parent))] = parent.name
             found |= {key: manifest[key] for key in ("scorer", "policy") if manifest.get(key)}
-    return found
+    return {**found, "runs": [{"folder": name, "digest": digest} for digest, name in runs.items()]} if runs else found
+
+
+def _checked(run: Path, subset: str) -> dict[str, Any]:
+    """The manifest of a filter run, after a look at the files of one of its subsets.
+
+    Raises:
+        EmpathyError: a file has changed or is missing, or one is there that the run did not write.
+    """
+    manifest = read_manifest(run)
+    problems = changed_files(run, f"{subset}/")
+    if (run / subset).is_dir():
+        if subset not in (names := manifest.get("subsets", {subset: {}})):
+            raise EmpathyError(f"'{run / subset}' is none of the subsets of '{run.name}': {', '.join(names)}.")
+        vouched = manifest["files"]
+        extra = sorted(path.name for path in (run / subset).glob("[!.]*") if f"{subset}/{path.name}" not in vouched)
+        problems += [f"'{subset}/{name}' is not in its manifest" for name in extra]
+    if problems:
+        raise EmpathyError(
+            f"'{run}' is not as it was written: {'; '.join(problems)}. Filter again, or copy it again; for data of your own, "
+            "use a folder without a manifest."
+        )
+    return manifest
 
 
 def _siblings(data: Sequence[str], control: Control) -> list[Path]:
@@ -116,4 +150,6 @@ def _siblings(data: Sequence[str], control: Control) -> list[Path]:
     for name in data:
         if Path(name).resolve() not in folders:
             raise EmpathyError(f"'{name}' is none of the subsets of '{parent.name}': {', '.join(names)}.")
+    for folder in folders:
+        _checked(parent, folder.name)
     return [folder for folder in folders if control != "union" or folder.name != DISCARDED]

@@ -21,6 +21,7 @@ from efficient_empathy.manifest import (
     changed_files,
     pretty_json,
     read_manifest,
+    read_origin,
     sha256_file,
     versions,
     write_atomic,
@@ -132,6 +133,7 @@ def load_mixture(folder: Path, given_base: str | None, device: str) -> LanguageM
     description = {
         "kind": KIND,
         "router": digest,
+        **({"origin": origin} if (origin := read_origin(folder)) else {}),
         "experts": mixture.experts,
         "gates": mixture.router,
         "control": mixture.options["data_control"],

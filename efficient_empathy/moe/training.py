@@ -23,7 +23,7 @@ from efficient_empathy.experts.fitting import (
 )
 from efficient_empathy.experts.models import choose_device
 from efficient_empathy.experts.subsets import Chosen, choose
-from efficient_empathy.manifest import sha256_bytes
+from efficient_empathy.manifest import read_origin, sha256_bytes
 from efficient_empathy.moe.adapters import Adapter, read_adapters
 from efficient_empathy.moe.artifact import Mixture, renderer_of, write_mixture
 from efficient_empathy.moe.card import mixture_card
@@ -93,7 +93,7 @@ def train_mixture(request: MixtureRequest) -> Mixture:
     mixture = Mixture(
         base=prepared.rows.base.describe(),
         renderer=prepared.rows.renderer.describe(),
-        experts=[{"name": adapter.name, "adapter": adapter.digest} for adapter in prepared.adapters],
+        experts=[_named(adapter) for adapter in prepared.adapters],
         router=described.pop("router"),
         options=described,
         data={**data_facts(request.data, prepared.rows), "holdout": prepared.holdout},
@@ -141,6 +141,11 @@ def prepare_mixture(request: MixtureRequest) -> PreparedMixture:
 def held_out_rows(prepared: PreparedMixture, chosen: Chosen, options: MixtureOptions) -> Rows:
     """Held-out examples of one subset, as many at most as are measured during training."""
     return Rows.render(_some(chosen.held_out, options.validation_examples), prepared.rows.renderer)
+
+
+def _named(adapter: Adapter) -> dict[str, str]:
+    origin = read_origin(adapter.folder)
+    return {"name": adapter.name, "adapter": adapter.digest, **({"origin": origin} if origin else {})}
 
 
 def _some(examples: Sequence[Example], count: int) -> list[Example]:

@@ -26,6 +26,8 @@ from efficient_empathy.scorer.workers import WorkerPlan, plan_workers, rate_in_p
 _ENGINE = 1
 """Raised when the same job would give other bytes, so that old and new units are never mixed."""
 _ROWS_BEFORE_JUDGING = 100
+_WHEREABOUTS = ("folder", "origin")
+"""What is said of a scorer that its scores do not depend on: a run may go on where it differs."""
 
 
 @dataclass(frozen=True)
@@ -89,7 +91,7 @@ def run(job: Job, scorer: RatesExamples, route: Route | None = None, progress: P
         ordered = [results[unit.index] for unit in units]
         manifest = _finish(job, scorer, route, plan, ordered)
         fresh = sum(sum(results[unit.index].examples.values()) for unit in pending)
-        _write_run_facts(job, started, fresh, ordered, workers)
+        _write_run_facts(job, scorer, started, fresh, ordered, workers)
         return Outcome(manifest, already_done=False)
 
 
@@ -125,7 +127,7 @@ def _prepare(
     plan = {
         "engine": _ENGINE,
         "inputs": runfolder.describe_inputs(paths, old),
-        "scorer": {key: value for key, value in describe_scorer(scorer).items() if key != "folder"},
+        "scorer": {key: value for key, value in describe_scorer(scorer).items() if key not in _WHEREABOUTS},
         "policy": route.describe() if route is not None else None,
         "options": _options(job),
         "folders": list(folders_of(route)),
@@ -221,7 +223,12 @@ def _finish(
 
 
 def _write_run_facts(
-    job: Job, started: float, examples: int, results: Sequence[UnitResult], workers: WorkerPlan
+    job: Job,
+    scorer: RatesExamples,
+    started: float,
+    examples: int,
+    results: Sequence[UnitResult],
+    workers: WorkerPlan,
 ) -> None:
     """Times and the host: what differs from run to run, and so is no part of the manifest."""
     seconds = time.time() - started
@@ -229,6 +236,7 @@ def _write_run_facts(
     facts = {
         "started": datetime.datetime.fromtimestamp(started, datetime.UTC).isoformat(timespec="seconds"),
         "seconds": round(seconds, 3),
+        "scorer_folder": str(folder) if (folder := getattr(scorer, "folder", None)) is not None else None,
         "examples": examples,
         "examples_per_second": round(examples / seconds, 1) if seconds > 0 else None,
         "providers": results[-1].providers if results else [],

@@ -10,6 +10,7 @@ import numpy as np
 from efficient_empathy.dialogues.examples import EXAMPLE_MODES, ExampleMode
 from efficient_empathy.dialogues.types import Example
 from efficient_empathy.errors import EmpathyError
+from efficient_empathy.manifest import read_origin
 from efficient_empathy.scorer.cascade import describe
 
 OutputFormat = Literal["jsonl", "parquet"]
@@ -125,8 +126,10 @@ def describe_scorer(scorer: RatesExamples) -> dict[str, Any]:
     """What the manifest says of a scorer; also decides whether a run may be continued."""
     folder = getattr(scorer, "folder", None)
     cascade = getattr(scorer, "cascade", None)
+    origin = read_origin(folder) if folder is not None else None
     return {
         "folder": Path(folder).name if folder is not None else None,
+        **({"origin": origin} if origin else {}),
         "digest": scorer.digest,
         "tier": getattr(scorer, "tier", None),
         "precision": getattr(scorer, "precision", None),

@@ -10,6 +10,7 @@ from typing import Any
 
 import orjson
 
+from efficient_empathy.dialogues.files import find_files
 from efficient_empathy.errors import EmpathyError
 from efficient_empathy.manifest import MANIFEST, pretty_json, sha256_file, write_atomic
 from efficient_empathy.scorer.outputs import writing
@@ -120,6 +121,12 @@ def describe_inputs(paths: Sequence[str], plan: Mapping[str, Any] | None) -> lis
     # Hashing lets other threads run, and many large files take their time.
     with ThreadPoolExecutor(usable_cores()) as threads:
         return list(threads.map(lambda path: _describe_input(path, known.get(path)), paths))
+
+
+def hashed_inputs(inputs: Sequence[str]) -> list[dict[str, Any]]:
+    """Path, bytes and SHA-256 of every file that some inputs name: what a manifest says of the data."""
+    found = describe_inputs(find_files(inputs), None)
+    return [{key: record[key] for key in ("path", "bytes", "sha256")} for record in found]
 
 
 def _describe_input(name: str, known: Mapping[str, Any] | None) -> dict[str, Any]:

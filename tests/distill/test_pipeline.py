@@ -209,6 +209,16 @@ def test_a_place_that_cannot_be_written_to_is_said_before_training(tiny_bert, ma
         run_pipeline(*make_synthetic(60), tmp_path / "file" / "out", tiny_options(tiny_bert))
 
 
+def test_what_a_killed_run_left_is_cleared_away(tiny_bert, make_synthetic, tiny_options, tmp_path):
+    left, other = tmp_path / ".scorer.abc.unfinished", tmp_path / ".scorer.yaml"
+    left.mkdir()
+    (left / "tokenizer.json").write_text("{}")
+    other.write_text("mine")
+    with pytest.raises(EmpathyError, match="too few"):
+        run_pipeline(*make_synthetic(3), tmp_path / "scorer", tiny_options(tiny_bert))
+    assert list(tmp_path.iterdir()) == [other]
+
+
 def test_high_effort_needs_a_pool(tiny_bert, make_synthetic, tiny_options, tmp_path):
     examples, scores = make_synthetic(60)
     with pytest.raises(EmpathyError, match="--effort high learns from unlabelled dialogues too"):

@@ -64,13 +64,13 @@ def test_other_files_beside_them_do_not_matter(folder):
 
 @pytest.mark.parametrize("name", FILES)
 def test_a_file_that_the_manifest_leaves_out_is_not_trusted(folder, name):
-    rewrite(folder / "manifest.json", lambda record: record["files"].pop(name))
+    write_manifest(folder, "scorer", {}, [other for other in FILES if other != name])
     with pytest.raises(EmpathyError, match=f"does not vouch for {name}"):
         read_artifact(folder)
 
 
 def test_a_folder_of_another_kind(folder):
-    rewrite(folder / "manifest.json", lambda record: record.update(kind="subsets"))
+    write_manifest(folder, "subsets", {}, FILES)
     with pytest.raises(EmpathyError, match="of kind 'subsets', but one of kind 'scorer' was expected"):
         read_artifact(folder)
 

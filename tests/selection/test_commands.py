@@ -5,6 +5,7 @@ import pytest
 from click.testing import CliRunner
 
 from efficient_empathy.errors import EmpathyError
+from efficient_empathy.manifest import read_manifest
 from efficient_empathy.scorer.commands import score_command
 from efficient_empathy.selection.commands import filter_command, report_command
 
@@ -55,7 +56,7 @@ def test_filter_prints_the_table_and_report_prints_it_again(scorer_folder, pairs
 def test_json_is_the_manifest(scorer_folder, pairs, tmp_path):
     out = tmp_path / "subsets"
     manifest = orjson.loads(call(filter_command, "--scorer", scorer_folder, pairs, "-o", out, "--json").stdout)
-    assert manifest == orjson.loads((out / "manifest.json").read_bytes())
+    assert manifest == read_manifest(out)
     assert manifest["kind"] == "subsets"
     assert manifest["inputs"][0]["path"] == str(pairs)
     assert manifest["scorer"]["folder"] == "paper"

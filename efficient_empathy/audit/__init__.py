@@ -1,0 +1,1 @@
+"""Looking back: is a folder as it was written, where does it come from, and why is a row where it is."""

@@ -1,0 +1,111 @@
+"""The files of a folder against its manifest: changed, missing, and those that it does not know."""
+
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from efficient_empathy.distill.labels import LABELS, label_manifest
+from efficient_empathy.distill.labels import beside as beside_labels
+from efficient_empathy.errors import EmpathyError
+from efficient_empathy.manifest import MANIFEST, ORIGIN, changed_files, read_manifest, read_manifest_file, sha256_file
+
+_BESIDE = {
+    "run.json": "times and machine of the run",
+    ORIGIN: "where the folder was pulled from",
+    "answers.sqlite": "every answer of the judge",
+    "answers.sqlite-wal": "every answer of the judge",
+    "answers.sqlite-shm": "every answer of the judge",
+}
+"""Files that runs leave beside what their manifest vouches for, and what they are."""
+
+
+@dataclass(frozen=True)
+class Folder:
+    """A folder that ee-cli wrote, or a label file with its manifest beside it."""
+
+    path: Path
+    """The folder; of labels, the label file."""
+    root: Path
+    """What the names in the manifest are relative to."""
+    manifest: dict[str, Any]
+    digest: str
+    """SHA-256 of the manifest."""
+
+    @property
+    def kind(self) -> str:
+        """What was written: ``scorer``, ``subsets``, ``labels`` and so on."""
+        return str(self.manifest["kind"])
+
+
+@dataclass(frozen=True)
+class FileCheck:
+    """What the files of a folder came to."""
+
+    problems: list[str]
+    """One sentence a file that is changed, missing or not in the manifest."""
+    beside: dict[str, str]
+    """Files outside the manifest that belong there, and what they are."""
+
+
+def open_folder(path: Path) -> Folder:
+    """Read the manifest of a folder, or of a label file.
+
+    Raises:
+        EmpathyError: there is none, or it was changed.
+    """
+    path = Path(path)
+    if path.is_dir() or not path.exists():
+        record = path / MANIFEST
+        return Folder(path, path, read_manifest(path), sha256_file(record))
+    record = path if path.name.endswith(".manifest.json") else label_manifest(path)
+    if not record.is_file():
+        raise EmpathyError(
+            f"'{path}' has no '{record.name}' beside it, so nothing is known of it. Name a folder of ee-cli."
+        )
+    manifest = read_manifest_file(record)
+    names = list(manifest["files"])
+    if manifest["kind"] != LABELS or len(names) != 1:
+        raise EmpathyError(f"'{record}' is no manifest of a label file. Name a folder of ee-cli, or a label file.")
+    return Folder(path.parent / names[0], path.parent, manifest, sha256_file(record))
+
+
+def check_files(folder: Folder) -> FileCheck:
+    """Compare every file with its hash, and look for files that the manifest does not know."""
+    vouched = folder.manifest["files"]
+    if folder.kind == LABELS:
+        problems = [problem for name in vouched if (problem := _label_problem(folder, name))]
+        store = beside_labels(folder.path, ".sqlite")
+        return FileCheck(problems, {store.name: "every answer of the judge"} if store.is_file() else {})
+    problems, beside = changed_files(folder.root), {}
+    for name in _names(folder.root):
+        if name in vouched or name == MANIFEST:
+            continue
+        if any(part.startswith(".") for part in name.split("/")):
+            top = name.split("/")[0]
+            label = f"{top}/" if "/" in name else top
+            beside[label] = "the run's own records" if top == ".units" else "hidden"
+        elif name in _BESIDE:
+            beside[name] = _BESIDE[name]
+        else:
+            problems.append(f"'{name}' is not in the manifest: the run did not write it")
+    return FileCheck(problems, beside)
+
+
+def _label_problem(folder: Folder, name: str) -> str | None:
+    path = folder.root / name
+    if not path.is_file():
+        return f"'{name}' is missing"
+    expected = folder.manifest["files"][name]
+    found = sha256_file(path)
+    if found == expected:
+        return None
+    return f"'{name}' has changed: SHA-256 is {found[:12]}…, the manifest says {expected[:12]}…"
+
+
+def _names(root: Path) -> Iterator[str]:
+    for where, folders, files in os.walk(root):
+        folders.sort()
+        for name in sorted(files):
+            yield (Path(where) / name).relative_to(root).as_posix()
