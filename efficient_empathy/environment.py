@@ -21,6 +21,7 @@ _PURPOSES = {
     "llama": "GGUF models as judges and bases",
     "hub": "pushing to and pulling from the Hugging Face Hub",
     "fast-tokenizer": "faster tokenising",
+    "ray": "filtering on more than one machine",
     "dev": "tests and checks",
 }
 _RIVALS = (("onnxruntime", ("onnxruntime", "onnxruntime-gpu")), ("faiss", ("faiss-cpu", "faiss-gpu", "faiss-gpu-cu12")))

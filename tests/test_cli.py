@@ -160,7 +160,7 @@ def test_options_that_may_be_repeated_are_lists_or_one_value_in_the_file(tmp_pat
     [
         (
             b"treshold: 5\n",
-            "sets 'treshold', which this command does not have. It has: device, dry-run, examples, format,",
+            "sets 'treshold', which this command does not have. It has: address, device, dry-run, engine,",
         ),
         (b"- threshold\n", "must hold a mapping"),
         (b"threshold: [5\nformat: x", "is not valid YAML"),

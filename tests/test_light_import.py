@@ -14,7 +14,10 @@ BLOCK = """
 import sys
 
 class Absent:
-    names = {"torch", "transformers", "lightning", "pytorch_lightning", "sklearn", "scipy", "optimum", "onnx", "peft", "openai"}
+    names = {
+        "torch", "transformers", "lightning", "pytorch_lightning", "sklearn", "scipy", "optimum", "onnx", "peft", "openai", "ray",
+        "pandas",
+    }
 
     def find_spec(self, name, path=None, target=None):
         if name.partition(".")[0] in self.names:

@@ -12,6 +12,7 @@ from efficient_empathy.scorer.cascade import DEFAULT_MAX_FLIPS
 from efficient_empathy.scorer.engine import describe_run, run
 from efficient_empathy.scorer.job import EXAMPLE_MODES, OUTPUT_FORMATS, Job, Route
 from efficient_empathy.scorer.progress import PROGRESS, progress_for
+from efficient_empathy.scorer.ray_options import RayOptions
 from efficient_empathy.scorer.scorer import TIERS, Scorer
 from efficient_empathy.scorer.summary import subsets_summary, text_table
 from efficient_empathy.scorer.tokenising import TOKENIZERS
@@ -65,13 +66,17 @@ _OPTIONS = (
         help="Which model file.",
     ),
     click.option(
-        "--workers", default="auto", show_default=True, metavar="N|auto", help="Processes that rate; auto: one a core."
+        "--workers",
+        default="auto",
+        show_default=True,
+        metavar="N|auto",
+        help="Processes (with --engine ray: actors) that rate; auto: one a core.",
     ),
     click.option(
         "--threads",
         type=click.IntRange(min=1),
         default=None,
-        help="Threads of each worker; default: the cores divided among the workers.",
+        help="Threads of each worker; default: the cores divided among the workers, with --engine ray 1.",
     ),
     click.option(
         "--tokenizer",
@@ -79,6 +84,25 @@ _OPTIONS = (
         default="auto",
         show_default=True,
         help="Which library tokenises; auto: tokie where it is installed and gives the same ids.",
+    ),
+    click.option(
+        "--engine",
+        type=click.Choice(["local", "ray"]),
+        default="local",
+        show_default=True,
+        help="Rate on this machine, or in the actors of a Ray cluster.",
+    ),
+    click.option(
+        "--address",
+        metavar="HOST:PORT",
+        default=None,
+        help="With --engine ray: a running cluster, or auto for the one of this machine; default: a Ray of its own.",
+    ),
+    click.option(
+        "--gpus",
+        type=float,
+        default=None,
+        help="With --engine ray: GPUs of each actor, e.g. 0.25; default: 1 with --device cuda, else 0.",
     ),
     click.option(
         "--max-rejected",
@@ -136,6 +160,7 @@ def rate(
         dry_run: print what would be done.
         options: the rest of ``rating_options``.
     """
+    ray = _ray_options(options["engine"], options["address"], options["gpus"], options["device"])
     job = Job(
         inputs,
         out,
@@ -144,11 +169,14 @@ def rate(
         max_rejected=options["max_rejected"],
         overwrite=options["overwrite"],
         workers=_workers(options["workers"]),
+        ray=ray,
     )
+    precision = options["precision"]
     scorer = Scorer.load(
         options["scorer_folder"],
-        device=options["device"],
-        precision=options["precision"],
+        # The actors' GPUs need not be here; what "auto" would choose there is chosen here.
+        device="cpu" if ray else options["device"],
+        precision="fp32" if precision == "auto" and ray and ray.gpus else precision,
         threads=options["threads"],
         tokenizer=options["tokenizer"],
         tier=options["tier"],
@@ -162,6 +190,18 @@ def rate(
     if outcome.already_done:
         click.echo(f"Already done: '{out}' holds the finished result of this very run.", err=True)
     click.echo(pretty_json(outcome.manifest).decode().rstrip() if as_json else subsets_summary(outcome.manifest, out))
+
+
+def _ray_options(engine: str, address: str | None, gpus: float | None, device: str) -> RayOptions | None:
+    if engine == "local":
+        if address is not None or gpus is not None:
+            name = "--address" if address is not None else "--gpus"
+            raise EmpathyError(f"{name} is for --engine ray; add that, or leave {name} out.")
+        return None
+    options = RayOptions(address, gpus if gpus is not None else float(device == "cuda"))
+    if device not in ("auto", options.device):
+        raise EmpathyError(f"--gpus {options.gpus:g} and --device {device} exclude each other; leave one of them out.")
+    return options
 
 
 def _workers(text: str) -> int | Literal["auto"]:

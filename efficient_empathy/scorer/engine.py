@@ -13,9 +13,9 @@ from efficient_empathy.dialogues import Unit, plan_units
 from efficient_empathy.dialogues.files import find_files
 from efficient_empathy.errors import EmpathyError
 from efficient_empathy.manifest import MANIFEST, pretty_json, read_manifest, versions, write_atomic, write_manifest
-from efficient_empathy.scorer import runfolder
+from efficient_empathy.scorer import ray_engine, runfolder
 from efficient_empathy.scorer.batching import TokenCount
-from efficient_empathy.scorer.job import Job, RatesExamples, Route, check_scorer, describe_scorer, folders_of
+from efficient_empathy.scorer.job import VERSIONED, Job, RatesExamples, Route, check_scorer, describe_scorer, folders_of
 from efficient_empathy.scorer.outputs import writing
 from efficient_empathy.scorer.progress import Progress, Quiet
 from efficient_empathy.scorer.rating import rate_unit
@@ -55,6 +55,7 @@ def run(job: Job, scorer: RatesExamples, route: Route | None = None, progress: P
             another run, too many rows cannot be read, or the folder cannot be written to.
     """
     check_scorer(scorer, route)
+    ray_engine.check(job.ray)
     paths = find_files(job.inputs)
     runfolder.check_places(job.out, job.inputs, paths)
     # In a new folder the inputs are cut first: what is wrong with them is said before the folder is made.
@@ -70,12 +71,12 @@ def run(job: Job, scorer: RatesExamples, route: Route | None = None, progress: P
         with writing(job.out):
             runfolder.temporary_folder(job.out).mkdir()
         started = time.time()
-        workers = plan_workers(job, scorer, len(pending))
         weights = _weights(units, plan["inputs"])
-        if workers.workers > 1:  # the heaviest first, so that no worker is left alone with one at the end
-            pending.sort(key=lambda unit: -weights[unit.index])
         rows = _row_counts(results.values())
-        with progress or Quiet() as told:
+        with ray_engine.connected(job.ray), progress or Quiet() as told:
+            workers = (plan_workers if job.ray is None else ray_engine.plan_actors)(job, scorer, len(pending))
+            if workers.workers > 1:  # the heaviest first, so that no worker is left alone with one at the end
+                pending.sort(key=lambda unit: -weights[unit.index])
             told.start(weights, results, progress_counts(results.values()))
             with contextlib.closing(_rate(job, pending, scorer, route, workers, told.chunk)) as fresh_results:
                 for result in fresh_results:
@@ -167,6 +168,9 @@ def _rate(
     plan: WorkerPlan,
     on_chunk: Callable[[Mapping[str, int]], None],
 ) -> Generator[UnitResult, None, None]:
+    if job.ray is not None:
+        yield from ray_engine.rate_on_ray(job, units, scorer, route, plan, on_chunk)
+        return
     if plan.workers > 1:
         yield from rate_in_processes(job, units, scorer, route, plan, on_chunk)
         return
@@ -215,7 +219,7 @@ def _finish(
         "policy": plan["policy"],
         "options": {**plan["options"], "max_rejected": job.max_rejected},
         **totals,
-        "versions": versions("numpy", "orjson", "pyarrow", "tokenizers", "tokie", "onnxruntime", "onnxruntime-gpu"),
+        "versions": versions(*VERSIONED),
     }
     runfolder.remove_leftovers(job.out)
     write_manifest(job.out, "scored" if route is None else "subsets", body, files)

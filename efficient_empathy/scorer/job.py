@@ -12,12 +12,15 @@ from efficient_empathy.dialogues.types import Example
 from efficient_empathy.errors import EmpathyError
 from efficient_empathy.manifest import read_origin
 from efficient_empathy.scorer.cascade import describe
+from efficient_empathy.scorer.ray_options import RayOptions
 
 OutputFormat = Literal["jsonl", "parquet"]
 OUTPUT_FORMATS: tuple[str, ...] = get_args(OutputFormat)
 SCORED = "examples"
 """The one folder of parts of a run without a policy."""
 _FIELDS_OF_OUR_OWN = {"id", "turn", "subset", "tier"}
+VERSIONED = ("numpy", "orjson", "pyarrow", "tokenizers", "tokie", "onnxruntime", "onnxruntime-gpu")
+"""Packages that the written bytes may depend on: the manifest says their versions."""
 
 
 class RatesExamples(Protocol):
@@ -83,6 +86,8 @@ class Job:
     workers: int | Literal["auto"] = 1
     """Processes that rate, each a unit at a time; ``auto`` is one a core. More than one in a script of your own needs its
     main part under ``if __name__ == "__main__"``. What is written does not depend on it."""
+    ray: RayOptions | None = None
+    """The Ray cluster whose actors rate, ``workers`` of them; None rates on this machine. What is written does not depend on it."""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "inputs", tuple(str(path) for path in self.inputs))

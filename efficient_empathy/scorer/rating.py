@@ -3,6 +3,7 @@
 import contextlib
 import gc
 import os
+import secrets
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -23,6 +24,7 @@ from efficient_empathy.scorer.tiers import FAST, TRANSFORMER
 
 _DECIMALS = 4
 _OBJECTS_A_COLLECTION = 200_000
+_PROCESS = secrets.token_hex(4)
 
 
 @contextlib.contextmanager
@@ -94,8 +96,9 @@ def _new_part(job: Job, unit: Unit, subset: str) -> Part:
 
 
 def _temporary(job: Job, unit: Unit, subset: str) -> Path:
-    # The process is part of the name: two that were to rate the same unit would still not write to one file.
-    return runfolder.temporary_folder(job.out) / f"{unit.index:05d}.{subset}.{os.getpid()}"
+    # The process is part of the name: two that were to rate the same unit, on whatever machines, would still not write
+    # to one file.
+    return runfolder.temporary_folder(job.out) / f"{unit.index:05d}.{subset}.{os.getpid()}-{_PROCESS}"
 
 
 def _reject_line(reject: Reject) -> bytes:

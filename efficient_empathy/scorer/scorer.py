@@ -55,6 +55,8 @@ class Scorer:
         self.precision = precision
         self.cascade: Plan | None = None
         """What a cascade promises, and where it draws the line; None for a single tier."""
+        self.policy: Decides | None = None
+        """What a cascade decides; None for a single tier."""
         self._doubts: Doubts | None = None
         self._options = options
         self._tiers: dict[str, TransformerTier | FastTier] = {}
@@ -127,7 +129,8 @@ class Scorer:
     @property
     def tokenizer(self) -> str:
         """The library that tokenises: ``tokenizers`` or ``tokie``."""
-        return self._ordered()[0].tokenizer
+        # Asking each opens each: afterwards the folder is not needed again.
+        return ", ".join(dict.fromkeys(tier.tokenizer for tier in self._ordered()))
 
     @property
     def tokens(self) -> TokenCount:
@@ -195,7 +198,8 @@ class Scorer:
             precision = "fp32" if plan.tier == FAST else self.precision
             return Scorer(self.folder, self.spec, self.digest, plan.tier, precision, self._options)
         scorer = Scorer(self.folder, self.spec, self.digest, CASCADE, self.precision, self._options)
-        scorer.cascade, scorer._doubts = plan, Doubts(pairs, policy, self.dimensions)
+        scorer.cascade, scorer.policy = plan, policy
+        scorer._doubts = Doubts(pairs, policy, self.dimensions)
         return scorer
 
     def _make_tiers(self) -> None:
