@@ -45,6 +45,14 @@ def write_rows(path: Path) -> Path:
 
 
 @pytest.fixture
+def tmp_path(tmp_path):
+    """Two folders further down than usual: verify looks round, and must not find the equal files of another test."""
+    inner = tmp_path / "home" / "project"
+    inner.mkdir(parents=True)
+    return inner
+
+
+@pytest.fixture
 def make_run(scorer_folder: Path, tmp_path: Path) -> Callable[..., Path]:
     """Filters (or, without a policy, scores) the rows above with a scorer that counts words."""
 
