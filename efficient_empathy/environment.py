@@ -18,6 +18,7 @@ _PURPOSES = {
     "gpu": "scoring and filtering on a GPU",
     "distill": "judging and training scorers",
     "experts": "tuning language models, their answers, evaluation",
+    "loaders": "scoring inside the pipelines of other libraries",
     "llama": "GGUF models as judges and bases",
     "hub": "pushing to and pulling from the Hugging Face Hub",
     "fast-tokenizer": "faster tokenising",

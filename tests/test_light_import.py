@@ -16,7 +16,7 @@ import sys
 class Absent:
     names = {
         "torch", "transformers", "lightning", "pytorch_lightning", "sklearn", "scipy", "optimum", "onnx", "peft", "openai", "ray",
-        "pandas",
+        "pandas", "polars", "datasets", "datatrove",
     }
 
     def find_spec(self, name, path=None, target=None):
@@ -56,6 +56,20 @@ print(json.dumps([scores.tolist(), scorer.dimensions, scorer.providers]))
     assert scores == [[7.0, 4.0]]
     assert dimensions == ["sensibility", "rationality"]
     assert "CPUExecutionProvider" in providers
+
+
+def test_rows_are_scored_without_the_libraries_of_the_loaders(scorer_folder):
+    code = """
+from efficient_empathy import Scorer
+from efficient_empathy.scorer.adapters import RowScorer, score_frame
+scorer = Scorer.load(sys.argv[1])
+columns = {"id": ["1"], "context": [["a"]], "response": ["b c d e f"]}
+assert scorer.as_map()(columns)["ee_sensibility"] == [7.0]
+print(RowScorer(scorer).rate([{"prompt": "a", "response": "b"}]).columns["ee_sensibility"])
+"""
+    result = run_without_training_packages(code, scorer_folder)
+    assert result.returncode == 0, result.stderr
+    assert result.stdout.strip() == "[3.0]"
 
 
 def test_the_commands_that_need_no_training_run(scorer_folder, tmp_path):

@@ -69,6 +69,16 @@ class Run:
 
 
 @dataclass(frozen=True)
+class Planned:
+    """Rendered rows, and which of them go through the model when."""
+
+    train: Rows
+    held_out: Rows
+    plan: Plan
+    steps: int
+
+
+@dataclass(frozen=True)
 class Prepared:
     """Everything of a training but the weights."""
 
@@ -84,6 +94,12 @@ class Prepared:
 
 
 def prepare_rows(base: Base, chosen: Chosen, model: Any, renderer: Renderer, options: TrainingOptions) -> Prepared:
+    """Render what was chosen, and plan the steps; see ``plan_rows``."""
+    found = plan_rows(chosen, renderer, options)
+    return Prepared(base=base, chosen=chosen, model=model, renderer=renderer, **vars(found))
+
+
+def plan_rows(chosen: Chosen, renderer: Renderer, options: TrainingOptions) -> Planned:
     """Render what was chosen, and plan the steps.
 
     Raises:
@@ -101,8 +117,7 @@ def prepare_rows(base: Base, chosen: Chosen, model: Any, renderer: Renderer, opt
     plan = Plan(train.lengths, fit.batch_size, fit.accumulate, options.seed, ranks)
     per_epoch = -(-chosen.own_train // (fit.batch_size * fit.accumulate * ranks))
     steps = max(1, math.ceil(per_epoch * fit.epochs))
-    steps = min(steps, fit.max_steps or steps)
-    return Prepared(base, chosen, train, held_out, plan, steps, model, renderer)
+    return Planned(train, held_out, plan, min(steps, fit.max_steps or steps))
 
 
 def _measured(chosen: Chosen, count: int) -> Sequence[Any]:
@@ -157,9 +172,8 @@ def fit_module(run: Run, prepared: Prepared, module: ResponseModule) -> tuple[Ke
         if checkpoint.is_file():
             trainer.fit(module, datamodule=data, ckpt_path=str(checkpoint))
         else:
-            trainer.validate(
-                module, datamodule=data, verbose=False
-            )  # a fresh adapter changes nothing: this is the base
+            # A fresh adapter changes nothing: this is the base.
+            trainer.validate(module, datamodule=data, verbose=False)
             trainer.fit(module, datamodule=data)
         if best.figures[-1][0] != trainer.global_step:
             trainer.validate(module, datamodule=data, verbose=False)

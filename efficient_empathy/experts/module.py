@@ -68,6 +68,10 @@ class ResponseModule(L.LightningModule):
         torch.manual_seed((self.seed * 1_000_003 + index) * 4096 + self.global_rank)
         nll_B, tokens_B = response_nll(self.model, batch["input_ids"], batch["attention_mask"], batch["labels"])
         self.sums.add(nll_B.detach(), tokens_B)
+        if (
+            not nll_B.requires_grad
+        ):  # a batch without rows, at the end of an epoch: it has its backward pass like the others
+            nll_B = nll_B + sum(parameter.sum() * 0.0 for parameter in self.trained().values())
         # Lightning divides by the batches of a step and takes the mean over devices: undone, to divide by the tokens of the step.
         return nll_B.sum() * (self.options.accumulate * self.trainer.world_size / batch["step_tokens"])
 
@@ -87,7 +91,8 @@ class ResponseModule(L.LightningModule):
         optimizer = torch.optim.AdamW(
             self.trained().values(), lr=options.learning_rate, weight_decay=options.weight_decay, fused=True
         )
-        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, warmup_then_linear(int(self.trainer.max_steps)))
+        steps = self.trainer.max_steps if self.trainer.max_steps > 0 else self.trainer.estimated_stepping_batches
+        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, warmup_then_linear(int(steps)))
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:

@@ -117,7 +117,8 @@ def _score_and_write(
 ) -> dict[str, int]:
     """Rate some examples, write them and count them; the counts of this call come back, by subset."""
     dimensions = scorer.dimensions
-    scores, tiers = _rate(scorer, rows, examples, result.unit["path"])
+    path = result.unit["path"]
+    scores, tiers = rated_scores(scorer, examples, lambda index: f"{path}:{rows[index][0]}")
     subsets = folders_of(route)
     if route is None:
         decision, chosen = np.zeros(len(scores), np.int64), None
@@ -138,10 +139,19 @@ def _score_and_write(
     return counts
 
 
-def _rate(
-    scorer: RatesExamples, rows: Sequence[Row], examples: Sequence[Example], path: str
+def rated_scores(
+    scorer: RatesExamples, examples: Sequence[Example], place: Callable[[int], str]
 ) -> tuple[np.ndarray, list[str] | None]:
-    """Scores as they are written, float64 (n, d): what is decided on is what a reader of the output finds. And who gave them."""
+    """Scores as they are written, float64 (n, d): what is decided on is what a reader of the output finds. And who gave them.
+
+    Args:
+        scorer: gives the scores.
+        examples: what is rated.
+        place: says where an example, given by its index, came from.
+
+    Raises:
+        EmpathyError: the scorer gave something else than a number for each example and dimension.
+    """
     rated = scorer.rate(examples) if isinstance(scorer, Scorer) else Rated(scorer.score(examples))
     scores = np.asarray(rated.scores, np.float64)
     if scores.shape != (len(examples), len(scorer.dimensions)):
@@ -149,8 +159,8 @@ def _rate(
             f"the scorer gave scores of shape {scores.shape} for {len(examples)} examples; distil it again."
         )
     if not np.isfinite(scores).all():
-        line = rows[int(np.flatnonzero(~np.isfinite(scores).all(axis=1))[0])][0]
-        raise EmpathyError(f"the scorer gave a score that is not a number at {path}:{line}; try --precision fp32.")
+        where = place(int(np.flatnonzero(~np.isfinite(scores).all(axis=1))[0]))
+        raise EmpathyError(f"the scorer gave a score that is not a number at {where}; try --precision fp32.")
     by = rated.by_transformer
     tiers = None if by is None else [TRANSFORMER if sent_on else FAST for sent_on in by.tolist()]
     return np.round(scores, _DECIMALS) + 0.0, tiers  # the addition turns -0.0 into 0.0

@@ -4,9 +4,11 @@ import copy
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
+from efficient_empathy.dialogues.examples import ExampleMode
 from efficient_empathy.dialogues.types import Example
 from efficient_empathy.errors import EmpathyError
 from efficient_empathy.scorer.artifact import ScorerSpec, read_artifact
@@ -24,6 +26,11 @@ from efficient_empathy.scorer.cascade import (
 from efficient_empathy.scorer.session import check_device
 from efficient_empathy.scorer.tiers import FAST, TRANSFORMER, FastTier, TierOptions, TransformerTier, make_tier
 from efficient_empathy.scorer.tokenising import check_tokenizer
+
+if TYPE_CHECKING:
+    from efficient_empathy.scorer.adapters.columns import RowFilter, RowMap
+    from efficient_empathy.scorer.adapters.rows import BadRows
+    from efficient_empathy.scorer.job import Route
 
 CASCADE = "cascade"
 TIERS = ("auto", FAST, TRANSFORMER, CASCADE)
@@ -208,6 +215,23 @@ class Scorer:
             name: make_tier(name, self.folder, self.spec.tiers[name], self.precision, self.spec, self._options)
             for name in names
         }
+
+    def as_map(
+        self, policy: "Route | None" = None, examples: ExampleMode = "every-turn", bad_rows: "BadRows" = "keep"
+    ) -> "RowMap":
+        """A function for ``dataset.map(scorer.as_map(), batched=True)`` of the ``datasets`` library; see ``RowOptions``."""
+        from efficient_empathy.scorer.adapters.columns import RowMap
+        from efficient_empathy.scorer.adapters.rows import RowOptions
+
+        return RowMap(self, RowOptions(policy, (), examples, bad_rows))
+
+    def as_filter(self, policy: "Route", keep: str | Sequence[str], bad_rows: "BadRows" = "raise") -> "RowFilter":
+        """A function for ``dataset.filter(scorer.as_filter(policy, "sensibility"), batched=True)``; see ``RowFilter``."""
+        from efficient_empathy.scorer.adapters.columns import RowFilter
+        from efficient_empathy.scorer.adapters.rows import RowOptions
+
+        kept = (keep,) if isinstance(keep, str) else tuple(keep)
+        return RowFilter(self, RowOptions(policy, kept, "last-turn", bad_rows))
 
     def _ordered(self) -> list[TransformerTier | FastTier]:
         return [self._tiers[name] for name in (TRANSFORMER, FAST) if name in self._tiers]

@@ -92,7 +92,8 @@ class _Opened:
         return np.zeros((len(examples), len(self._spec.dimensions)), np.float32)
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_session": None, "_encoder": None}
+        # Nothing of what a tier has done so far: equal scorers pickle to equal bytes, by which `datasets` finds its cache.
+        return {**self.__dict__, "_session": None, "_encoder": None, "_library": "", "tokens": TokenCount()}
 
 
 class TransformerTier(_Opened):

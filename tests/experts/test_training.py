@@ -78,6 +78,17 @@ def test_accumulated_batches_are_one_big_batch(subsets, tiny_lm, tmp_path, batch
         assert torch.allclose(gradient, divided[name], atol=1e-5), name
 
 
+def test_a_batch_without_rows_has_a_backward_pass_too(subsets, tiny_lm, tmp_path):
+    # As the last of an epoch when its step has fewer rows than batches.
+    prepared = prepare(request(subsets, tiny_lm, tmp_path / "x"))
+    module = ResponseModule(prepared.model, FitOptions(), 0)
+    module._trainer = type("OneDevice", (), {"world_size": 1, "global_rank": 0})()
+    loss = module.training_step({**prepared.train.collate([]), "step_tokens": 5}, 0)
+    loss.backward()
+    assert float(loss.detach()) == 0
+    assert all(float(parameter.grad.abs().max()) == 0 for parameter in module.trained().values())
+
+
 def test_only_the_adapter_is_trained_in_train_mode(subsets, tiny_lm, tmp_path):
     prepared = prepare(request(subsets, tiny_lm, tmp_path / "x"))
     module = ResponseModule(prepared.model, FitOptions(), 0)
