@@ -8,6 +8,7 @@ The parts are put into benchmarks/results/throughput.json beside those of earlie
 
 import argparse
 import json
+import shutil
 import statistics
 import tempfile
 from pathlib import Path
@@ -71,7 +72,8 @@ def measure_workers(scorer: str, examples: int, runs: int, scratch: Path) -> dic
     found: dict[tuple[int, int], list[dict]] = {plan: [] for plan in PLANS}
     for number in range(runs):
         for workers, threads in PLANS:
-            result = one_run(scorer, source, scratch / f"{number}-{workers}-{threads}", workers, threads)
+            out = scratch / f"{number}-{workers}-{threads}"
+            result = one_run(scorer, source, out, workers, threads, "--tier", "transformer")
             found[workers, threads].append(result)
             print(
                 f"run {number}: {workers} x {threads}: {result['examples_per_second']:.0f}/s, {result['peak_mb']:.0f} MB"
@@ -95,7 +97,7 @@ def measure_workers(scorer: str, examples: int, runs: int, scratch: Path) -> dic
 def measure_padding(scorer: str, examples: int) -> dict:
     """Padding of pools of the size that the engine scores at a time, on real lengths."""
     loaded = Scorer.load(scorer, device="cpu")
-    encoder = loaded._get_encoder()
+    encoder = loaded._tiers["transformer"]._get_encoder()
     pool = [e for record in read_records([str(DATA / POOL)], on_reject=lambda _: None) for e in record_examples(record)]
     chunk = Job(("x",), Path("x")).chunk
     pool = pool[: max(chunk, examples)]
@@ -123,7 +125,7 @@ def measure_bytes(scorer: str, scratch: Path) -> dict:
     hashes = {}
     for workers in (1, 2, 3):
         job = Job((str(source),), scratch / f"bytes-{workers}", unit_bytes=60_000, workers=workers)
-        run(job, Scorer.load(scorer), PaperPolicy())
+        run(job, Scorer.load(scorer, tier="transformer"), PaperPolicy())
         hashes[workers] = digest(job.out)
     same = len(set(hashes.values())) == 1
     print(f"{count} examples with 1, 2 and 3 workers: same bytes: {same}")
@@ -140,6 +142,7 @@ def measure_memory(scorer: str, sizes: list[int], options: list[str], scratch: P
         results.append({"examples": count, **result})
         print(f"{count:,} examples: {result['peak_mb']:.0f} MB, {result['seconds']:.0f} s")
         source.unlink()
+        shutil.rmtree(out)
     peaks = [result["peak_mb"] for result in results]
     return {"runs": results, "largest_to_smallest": max(peaks) / min(peaks)}
 

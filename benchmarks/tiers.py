@@ -55,9 +55,11 @@ class Rows:
         _, self.group = np.unique(groups, return_inverse=True)
 
     def decide(self, scores: np.ndarray) -> np.ndarray:
+        """Subsets of scores as they are written."""
         return POLICY.decide(np.round(np.asarray(scores, np.float64), 4), self.dimensions)
 
     def macro_f1(self, decided: np.ndarray) -> float:
+        """Against the judge's subsets."""
         return float(_macro_f1(self._confusion(decided).sum(0)))
 
     def loss(self, decided: np.ndarray, reference: np.ndarray) -> dict[str, float]:
@@ -191,8 +193,9 @@ def show(seed: int, result: dict) -> None:
     print("  promise  fast share  flips [95 %]            F1 loss, points [95 %]   times the transformer's speed")
     for one in result["cascade"]:
         flips, loss = one["flips"], one["loss"]
+        print(f"  {one['max_flips']:7.1%}  {one['fast_share']:10.1%}  ", end="")
         print(
-            f"  {one['max_flips']:7.1%}  {one['fast_share']:10.1%}  {flips['value']:5.1%} [{flips['low']:5.1%}, {flips['high']:5.1%}]"
+            f"{flips['value']:5.1%} [{flips['low']:5.1%}, {flips['high']:5.1%}]"
             f"     {100 * loss['value']:+5.2f} [{100 * loss['low']:+5.2f}, {100 * loss['high']:+5.2f}]   {one['speed']:.1f}"
         )
     for point in result["curve"]:
