@@ -2,7 +2,7 @@
 
 Activations get fixed scales from calibration rows, so a row's score does not depend on its batch mates, as it would with
 dynamic quantisation. Only the inputs of matrix products are quantised; their outputs stay in fp32, which keeps the error
-small and costs no speed. Wide channels are smoothed first.
+small and costs no speed. Wide channels are smoothed first, and the graph's nodes are fused.
 """
 
 import logging
@@ -15,15 +15,18 @@ from typing import Any
 import numpy as np
 
 from efficient_empathy.distill.export import onnx_scores
+from efficient_empathy.distill.fusing import fuse
+from efficient_empathy.distill.integer_graph import feed_forward_outputs, products, to_int8
 from efficient_empathy.distill.quality import spearman
-from efficient_empathy.distill.smoothing import smooth
+from efficient_empathy.distill.smoothing import extents
+from efficient_empathy.scorer.batching import token_budget_batches
 from efficient_empathy.scorer.encoding import Encoded
 from efficient_empathy.scorer.session import open_session, run_batch
 
 _LEAST_SPEARMAN = 0.99
 _MOST_FLIPS = 0.01
 _MOST_BATCH_EFFECT = 0.01
-_CALIBRATION_BATCH = 16
+_CALIBRATION_TOKENS = 1024
 _COMPANIES = 50
 _log = logging.getLogger(__name__)
 
@@ -74,13 +77,17 @@ def quantise(
     Returns:
         The comparison of the last attempt; ``passed`` says whether the file is there.
     """
+    import onnx
+
     reference = onnx_scores(open_session(fp32, "cpu"), encoded, pad)
     with tempfile.TemporaryDirectory() as scratch:
-        smoothed, prepared = Path(scratch) / "smoothed.onnx", Path(scratch) / "prepared.onnx"
-        smooth(fp32, smoothed, _batches(calibration, pad))
-        _prepare(smoothed, prepared)
-        for kept in _attempts(prepared):
-            _quantise_static(prepared, int8, kept, _reader(calibration, pad))
+        source = Path(scratch) / "fused.onnx"
+        if not fuse(fp32, source, next(_batches(calibration, pad))):
+            source = fp32
+        model = onnx.load(str(source))
+        found = extents(source, products(model).values(), _batches(calibration, pad))
+        for kept in _attempts(model):
+            onnx.save(to_int8(onnx.load(str(source)), found, kept), str(int8))
             parity = _compare(int8, reference, encoded, pad, decide, kept)
             if parity.passed:
                 return parity
@@ -92,71 +99,18 @@ def quantise(
     return parity
 
 
-def _attempts(model: Path) -> Iterator[tuple[str, ...]]:
+def _attempts(model: Any) -> Iterator[tuple[str, ...]]:
     """What to keep in fp32, from nothing upwards: the feed-forward outputs first, whose inputs have the widest outliers."""
-    import onnx
-
-    graph = onnx.load(model, load_external_data=False).graph
-    constants = {initializer.name for initializer in graph.initializer}
-    products = [node.name for node in graph.node if node.op_type == "MatMul" and set(node.input) & constants]
-    wide = _feed_forward_outputs(graph, constants)
+    every, wide = list(products(model)), feed_forward_outputs(model)
     yield ()
+    yield tuple(wide[:1])  # the lowest layer's alone has most of their error
     yield tuple(wide)
-    yield tuple(dict.fromkeys([*wide, *products[len(products) * 2 // 3 :]]))
-
-
-def _feed_forward_outputs(graph: Any, constants: set[str]) -> list[str]:
-    """Matrix products whose weight is taller than wide: they bring the widened layer back to the hidden size."""
-    shapes = {initializer.name: tuple(initializer.dims) for initializer in graph.initializer}
-    found = []
-    for node in graph.node:
-        weight = next((shapes[name] for name in node.input if name in constants), ())
-        if node.op_type == "MatMul" and len(weight) == 2 and weight[0] > weight[1]:
-            found.append(node.name)
-    return found
-
-
-def _prepare(fp32: Path, prepared: Path) -> None:
-    from onnxruntime.quantization.shape_inference import quant_pre_process
-
-    quant_pre_process(str(fp32), str(prepared), skip_symbolic_shape=True)
+    yield tuple(dict.fromkeys([*wide, *every[len(every) * 2 // 3 :]]))
 
 
 def _batches(encoded: Encoded, pad: int) -> Iterator[dict[str, np.ndarray]]:
-    rows = range(len(encoded.ids))
-    for at in range(0, len(rows), _CALIBRATION_BATCH):
-        yield encoded.batch(rows[at : at + _CALIBRATION_BATCH], pad)
-
-
-def _reader(encoded: Encoded, pad: int) -> Any:
-    from onnxruntime.quantization import CalibrationDataReader
-
-    class Reader(CalibrationDataReader):
-        def __init__(self) -> None:
-            self._batches = _batches(encoded, pad)
-
-        def get_next(self) -> dict[str, np.ndarray] | None:
-            return next(self._batches, None)
-
-    return Reader()
-
-
-def _quantise_static(prepared: Path, int8: Path, kept: tuple[str, ...], calibration: Any) -> None:
-    from onnxruntime.quantization import CalibrationMethod, QuantFormat, QuantType, quantize_static
-
-    quantize_static(
-        str(prepared),
-        str(int8),
-        calibration,
-        quant_format=QuantFormat.QDQ,
-        op_types_to_quantize=["MatMul"],
-        per_channel=True,
-        activation_type=QuantType.QUInt8,
-        weight_type=QuantType.QInt8,
-        nodes_to_exclude=list(kept),
-        calibrate_method=CalibrationMethod.MinMax,
-        extra_options={"MatMulConstBOnly": True, "OpTypesToExcludeOutputQuantization": ["MatMul"]},
-    )
+    for rows in token_budget_batches(encoded.lengths, _CALIBRATION_TOKENS):
+        yield encoded.batch(rows, pad)
 
 
 def _compare(

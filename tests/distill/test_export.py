@@ -163,21 +163,3 @@ def test_the_gate(spearman, flips, effect, passed):
     from efficient_empathy.distill.quantise import Int8Parity
 
     assert Int8Parity(100, spearman, flips, effect, ()).passed is passed
-
-
-def test_smoothing_changes_no_score_but_every_width(exported, tmp_path):
-    import onnx
-
-    from efficient_empathy.distill.export import onnx_scores
-    from efficient_empathy.distill.smoothing import smooth
-
-    batches = [exported.encoded.batch(range(40), exported.pad)]
-    smooth(exported.path, tmp_path / "smooth.onnx", batches)
-    found = onnx_scores(open_session(tmp_path / "smooth.onnx", "cpu"), exported.encoded, exported.pad)
-    np.testing.assert_allclose(found, exported.scores, atol=1e-4)
-    before, after = (
-        {node.op_type: 0 for node in graph.node} | {"Mul": sum(node.op_type == "Mul" for node in graph.node)}
-        for graph in (onnx.load(path).graph for path in (exported.path, tmp_path / "smooth.onnx"))
-    )
-    # Two layers: one shared input of query, key and value, and one input each of three further products.
-    assert after["Mul"] - before["Mul"] == 2 * 4
