@@ -18,6 +18,7 @@ from efficient_empathy.scorer.session import open_session, run_batch
 _OPSET = 17
 _FP32_TOLERANCE = 1e-4
 _MAX_BATCH_TOKENS = 2048
+_ONNX_BATCH_TOKENS = 256
 
 
 @dataclass(frozen=True)
@@ -83,7 +84,7 @@ def _in_batches(student: Student, run: Callable[..., torch.Tensor], encoded: Enc
 def onnx_scores(session: Any, encoded: Encoded, pad: int) -> np.ndarray:
     """Scores of encoded examples by an ONNX session, float32 (n, d)."""
     scores = np.zeros((len(encoded.ids), session.get_outputs()[0].shape[1]), np.float32)
-    for rows in token_budget_batches(encoded.lengths, _MAX_BATCH_TOKENS):
+    for rows in token_budget_batches(encoded.lengths, _ONNX_BATCH_TOKENS):
         scores[rows] = run_batch(session, encoded.batch(rows, pad))
     return scores
 
