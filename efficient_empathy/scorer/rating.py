@@ -152,7 +152,7 @@ def rated_scores(
     Raises:
         EmpathyError: the scorer gave something else than a number for each example and dimension.
     """
-    rated = scorer.rate(examples) if isinstance(scorer, Scorer) else Rated(scorer.score(examples))
+    rated = scorer.rate(examples) if isinstance(scorer, Scorer) and scorer.cascade else Rated(scorer.score(examples))
     scores = np.asarray(rated.scores, np.float64)
     if scores.shape != (len(examples), len(scorer.dimensions)):
         raise EmpathyError(
