@@ -97,7 +97,11 @@ def _macro_f1(confusion: np.ndarray) -> float:
 
 
 def quality(options: argparse.Namespace) -> dict:
-    found = {seed: quality_of(options, seed) for seed in map(int, options.seeds.split(","))}
+    found = {}
+    for seed in map(int, options.seeds.split(",")):
+        found[seed] = quality_of(options, seed)
+        before = read_result("tiers")
+        write_result("tiers", {**before, "quality": {**before.get("quality", {}), str(seed): found[seed]}})
     kept = [one["fast"]["share_of_f1"] for one in found.values()]
     print(f"\nfast tier's macro-F1 over the transformer's, by seed: {', '.join(f'{share:.1%}' for share in kept)}")
     return {str(seed): one for seed, one in found.items()}
@@ -236,9 +240,7 @@ def main() -> None:
     for part in options.parts.split(","):
         found = {"quality": quality, "million": million}[part](options)
         before = read_result("tiers")
-        if part == "quality":
-            found = {**before.get("quality", {}), **found}
-        write_result("tiers", {**before, part: found})
+        write_result("tiers", {**before, part: {**(before.get(part, {}) if part == "quality" else {}), **found}})
 
 
 if __name__ == "__main__":
