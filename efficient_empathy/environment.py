@@ -25,7 +25,10 @@ _PURPOSES = {
     "ray": "filtering on more than one machine",
     "dev": "tests and checks",
 }
-_RIVALS = (("onnxruntime", ("onnxruntime", "onnxruntime-gpu")), ("faiss", ("faiss-cpu", "faiss-gpu", "faiss-gpu-cu12")))
+_RIVALS = (
+    ("onnxruntime", ("onnxruntime", "onnxruntime-gpu", "onnxruntime-openvino")),
+    ("faiss", ("faiss-cpu", "faiss-gpu", "faiss-gpu-cu12")),
+)
 """Module names that several distributions fill; of each group one may be installed."""
 _MALICIOUS = {"lightning": ("2.6.2", "2.6.3"), "pytorch-lightning": ("2.6.2", "2.6.3")}
 """Advisory GHSA-w37p-236h-pfx3 of Lightning AI."""

@@ -53,7 +53,13 @@ def test_versions_are_the_installed_ones(install):
 
 
 @pytest.mark.parametrize(
-    "names", [("onnxruntime", "onnxruntime-gpu"), ("faiss-cpu", "faiss-gpu"), ("faiss-cpu", "faiss-gpu-cu12")]
+    "names",
+    [
+        ("onnxruntime", "onnxruntime-gpu"),
+        ("onnxruntime", "onnxruntime-openvino"),
+        ("faiss-cpu", "faiss-gpu"),
+        ("faiss-cpu", "faiss-gpu-cu12"),
+    ],
 )
 def test_two_builds_of_one_module_are_broken(install, names):
     for name in names:

@@ -100,6 +100,13 @@ def _parity(spec: ScorerSpec) -> str:
         lines.append(f"- int8: {figures}; {len(int8['kept_fp32'])} matrix products stay in fp32.")
     else:
         lines.append(f"- int8 was left out, since it failed the parity gate: {figures}.")
+    if half := spec.parity.get("fp16"):
+        moved = half["largest_difference"]
+        lines.append(
+            f"- fp16, for GPUs: at most {moved:.1e} from fp32 on {half['rows']} rows, rounding emulated on a CPU."
+            if half["passed"]
+            else "- fp16 was left out, since it failed the parity gate."
+        )
     if fast := spec.parity.get("fast"):
         lines.append(
             f"- fast tier, a model of hashed n-grams that learnt the transformer's scores of {fast['learnt_from']} unlabelled "

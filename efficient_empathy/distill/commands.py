@@ -144,6 +144,7 @@ def _rejected(rejected: dict[str, int]) -> list[str]:
     show_default=True,
     help="Unlabelled examples that the transformer rates for the fast tier, at most; 0: no fast tier.",
 )
+@click.option("--fp16", is_flag=True, help="Make an fp16 file as well, for GPUs.")
 @click.option("--seed", type=int, default=0, show_default=True, help="Draws the examples, the split and the weights.")
 @click.option("--dry-run", is_flag=True, help="Print what the judge would cost, and stop.")
 @click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
@@ -176,7 +177,7 @@ def distill_command(**values: Any) -> None:
 
 def _distill_options(values: dict[str, Any]) -> DistillOptions:
     training = TrainingOptions() if values["epochs"] is None else TrainingOptions(epochs=values["epochs"])
-    names = ("backbone", "effort", "holdout", "seed")
+    names = ("backbone", "effort", "holdout", "seed", "fp16")
     given = {name: values[name] for name in names}
     fast = FastOptions(rated_examples=values["fast_examples"])
     # --max-tokens is the judge's: the length of its answers.

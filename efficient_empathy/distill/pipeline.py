@@ -19,6 +19,7 @@ from efficient_empathy.distill.batches import split_by_conversation
 from efficient_empathy.distill.calibration import cross_fitted, fit_calibration
 from efficient_empathy.distill.card import write_card
 from efficient_empathy.distill.fast_tier import FAST_FILE, PoolParts, make_fast_tier
+from efficient_empathy.distill.half import add_half
 from efficient_empathy.distill.measuring import decision_rule, measure
 from efficient_empathy.distill.quantise import Int8Parity, quantise
 from efficient_empathy.distill.rubric import Rubric
@@ -77,7 +78,7 @@ def distill(data: LabelledData, rubric: Rubric, options: DistillOptions, out: Pa
     found = cross_fitted(trained.outputs, scores, groups, options.seed)
     scratch = _new_scratch(out)
     try:
-        parity, files = _export(trained, data, parts, backbone, scales, scratch)
+        parity, files = _export(trained, data, parts, backbone, scales, scratch, options.fp16)
         tiers, labelled = {"transformer": files}, [data.examples[row] for row in split.held_out]
         held = {example.dialogue_id for example in labelled}
         apart = PoolParts([example for example in parts.learnt if example.dialogue_id not in held], parts.unseen)
@@ -189,6 +190,7 @@ def _export(
     backbone: Backbone,
     scales: tuple[Scale, ...],
     folder: Path,
+    fp16: bool,
 ) -> tuple[dict[str, Any], dict[str, str]]:
     backbone.tokenizer.save(str(folder / TOKENIZER_FILE))
     encoder = Encoder(backbone.tokenizer, backbone.encoding)
@@ -201,13 +203,17 @@ def _export(
     export.export_fp32(trained.student, folder / _FP32)
     expected = export.torch_scores(trained.student, encoded, pad)
     fp32 = export.check_fp32(folder / _FP32, expected, encoded, pad)
-    int8 = quantise(folder / _FP32, folder / _INT8, encoded, pad, decision_rule(scales)[0], encoder.encode(scaling))
+    decide = decision_rule(scales)[0]
+    int8 = quantise(folder / _FP32, folder / _INT8, encoded, pad, decide, encoder.encode(scaling))
     tiers = {"fp32": _FP32}
     if int8.passed:
         tiers["int8"] = _INT8
     else:
         _log.warning("no int8 file: %s. The folder has fp32 only, which is slower on a CPU.", _why_not(int8))
-    return {"fp32": asdict(fp32), "int8": {**asdict(int8), "passed": int8.passed}}, tiers
+    parity = {"fp32": asdict(fp32), "int8": {**asdict(int8), "passed": int8.passed}}
+    if fp16:
+        parity["fp16"] = add_half(folder, tiers, encoded, pad, decide)
+    return parity, tiers
 
 
 def pool_parts(data: LabelledData, options: DistillOptions) -> PoolParts:

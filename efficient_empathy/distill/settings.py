@@ -112,6 +112,8 @@ class DistillOptions:
     """Share of the labelled conversations that is never trained on, 0.05 to 0.5: it stops training, calibrates, and reports."""
     seed: int = 0
     """Of the split, the order of the rows and the weights of the head, 0 to 2,147,483,647."""
+    fp16: bool = False
+    """Whether to make an fp16 file as well, for GPUs."""
     training: TrainingOptions = field(default_factory=TrainingOptions)
     """How a student is tuned."""
     pool: PoolOptions = field(default_factory=PoolOptions)

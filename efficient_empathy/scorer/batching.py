@@ -40,13 +40,19 @@ class TokenBudget:
     tokens: int
 
 
-def run_batches(lengths: np.ndarray, budget: TokenBudget, run: Callable[[np.ndarray], None]) -> TokenCount:
+def run_batches(
+    lengths: np.ndarray,
+    budget: TokenBudget,
+    run: Callable[[np.ndarray], None],
+    pad_to: Callable[[int], int] = int,
+) -> TokenCount:
     """Run all rows in batches; a batch that does not fit in memory is halved, and so is the budget, for good.
 
     Args:
         lengths: tokens of each row, shape (n,).
         budget: of tokens of a batch with its padding.
         run: takes row indices, int64 (rows,), and raises MemoryError where they are too many.
+        pad_to: the length that a batch is padded to, given its longest row; must not fall as that grows.
 
     Returns:
         What was computed.
@@ -57,7 +63,7 @@ def run_batches(lengths: np.ndarray, budget: TokenBudget, run: Callable[[np.ndar
     order = np.argsort(-lengths, kind="stable")
     done, count = 0, TokenCount()
     while done < len(order):
-        longest = max(1, int(lengths[order[done]]))
+        longest = max(1, pad_to(int(lengths[order[done]])))
         rows = order[done : done + max(1, budget.tokens // longest)]
         try:
             run(rows)

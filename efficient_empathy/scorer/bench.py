@@ -30,7 +30,7 @@ class BenchOptions:
     """How to measure."""
 
     device: str = "auto"
-    """``auto``, ``cpu`` or ``cuda``."""
+    """One of ``DEVICES``."""
     threads: int | None = None
     """Threads inside one operator; None takes all usable cores."""
     tokenizer: str = "auto"

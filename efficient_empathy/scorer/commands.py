@@ -9,11 +9,12 @@ import click
 from efficient_empathy.errors import EmpathyError
 from efficient_empathy.manifest import pretty_json
 from efficient_empathy.scorer.cascade import DEFAULT_MAX_FLIPS
+from efficient_empathy.scorer.devices import DEVICES
 from efficient_empathy.scorer.engine import describe_run, run
 from efficient_empathy.scorer.job import EXAMPLE_MODES, OUTPUT_FORMATS, Job, Route
 from efficient_empathy.scorer.progress import PROGRESS, progress_for
 from efficient_empathy.scorer.ray_options import RayOptions
-from efficient_empathy.scorer.scorer import TIERS, Scorer
+from efficient_empathy.scorer.scorer import PRECISIONS, TIERS, Scorer
 from efficient_empathy.scorer.summary import subsets_summary, text_table
 from efficient_empathy.scorer.tokenising import TOKENIZERS
 
@@ -41,7 +42,11 @@ _OPTIONS = (
         help="Output container.",
     ),
     click.option(
-        "--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto", show_default=True, help="Where to run."
+        "--device",
+        type=click.Choice(DEVICES),
+        default="auto",
+        show_default=True,
+        help="Where to run; auto: CUDA where it is there, else the CPU.",
     ),
     click.option(
         "--tier",
@@ -60,10 +65,10 @@ _OPTIONS = (
     ),
     click.option(
         "--precision",
-        type=click.Choice(["auto", "fp32", "int8"]),
+        type=click.Choice(PRECISIONS),
         default="auto",
         show_default=True,
-        help="Which model file.",
+        help="Which model file; auto: int8 on the CPU, fp16 on a GPU, where the scorer has it, else fp32.",
     ),
     click.option(
         "--workers",
@@ -198,6 +203,10 @@ def _ray_options(engine: str, address: str | None, gpus: float | None, device: s
             name = "--address" if address is not None else "--gpus"
             raise EmpathyError(f"{name} is for --engine ray; add that, or leave {name} out.")
         return None
+    if device not in ("auto", "cpu", "cuda"):
+        raise EmpathyError(
+            f"--engine ray runs on cpu or cuda, not on {device}; rate on one machine with --engine local."
+        )
     options = RayOptions(address, gpus if gpus is not None else float(device == "cuda"))
     if device not in ("auto", options.device):
         raise EmpathyError(f"--gpus {options.gpus:g} and --device {device} exclude each other; leave one of them out.")

@@ -5,7 +5,7 @@ segment 0. Where an example is too long the oldest context goes first; the respo
 alone is too long.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain
 from typing import Any
@@ -51,9 +51,14 @@ class Encoded:
         """Tokens of each example, shape (n,)."""
         return np.fromiter((len(ids) for ids in self.ids), np.int64, len(self.ids))
 
-    def batch(self, rows: Sequence[int] | np.ndarray, pad: int) -> dict[str, np.ndarray]:
-        """Pad some rows to their longest: ``input_ids``, ``attention_mask``, ``token_type_ids``, each int64 (rows, longest)."""
-        longest = max(len(self.ids[row]) for row in rows)
+    def batch(
+        self, rows: Sequence[int] | np.ndarray, pad: int, pad_to: Callable[[int], int] = int
+    ) -> dict[str, np.ndarray]:
+        """Pad some rows to their longest: ``input_ids``, ``attention_mask``, ``token_type_ids``, each int64 (rows, longest).
+
+        ``pad_to`` makes another length of that, no shorter.
+        """
+        longest = pad_to(max(len(self.ids[row]) for row in rows))
         input_ids = np.full((len(rows), longest), pad, np.int64)
         attention_mask = np.zeros((len(rows), longest), np.int64)
         token_type_ids = np.zeros((len(rows), longest), np.int64)

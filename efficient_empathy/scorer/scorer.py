@@ -23,7 +23,7 @@ from efficient_empathy.scorer.cascade import (
     check_max_flips,
     plan_cascade,
 )
-from efficient_empathy.scorer.session import check_device
+from efficient_empathy.scorer.devices import check_device, first_choice, is_gpu
 from efficient_empathy.scorer.tiers import FAST, TRANSFORMER, FastTier, TierOptions, TransformerTier, make_tier
 from efficient_empathy.scorer.tokenising import check_tokenizer
 
@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from efficient_empathy.scorer.job import Route
 
 CASCADE = "cascade"
+PRECISIONS = ("auto", "fp32", "fp16", "int8")
 TIERS = ("auto", FAST, TRANSFORMER, CASCADE)
 
 
@@ -85,8 +86,10 @@ class Scorer:
 
         Args:
             folder: what ``ee-cli distill`` wrote.
-            device: ``auto``, ``cpu`` or ``cuda``; ``cuda`` fails unless the session is on CUDA.
-            precision: of the transformer: ``fp32``, ``int8``, or ``auto``: int8 on the CPU where the folder has it, else fp32.
+            device: ``cpu``, ``cuda``, ``tensorrt`` or ``openvino``, which fail unless the session is there; ``auto``: CUDA
+                where it is offered and starts, else the CPU.
+            precision: of the transformer: ``fp32``, ``fp16``, ``int8``, or ``auto``: int8 on the CPU, fp16 on a GPU, each
+                where the folder has it, else fp32.
             tier: ``transformer``; ``fast``, far cheaper and less exact; ``cascade``, the fast tier with the transformer for
                 the rows that it is not sure of; ``auto``: with a policy the cheapest that keeps ``max_flips``, else the
                 transformer.
@@ -112,10 +115,9 @@ class Scorer:
         scorer = cls(Path(folder).absolute(), spec, digest, single, "fp32" if tier == FAST else chosen, options)
         if tier == CASCADE or (tier == "auto" and policy is not None and can_cascade(spec)):
             scorer = scorer._cascading(tier, policy, max_flips)
-        if device == "cuda" and TRANSFORMER in scorer._tiers:
-            scorer._tiers[
-                TRANSFORMER
-            ].open()  # a device that cannot be had is said now, not after the data has been read
+        if device not in ("auto", "cpu") and TRANSFORMER in scorer._tiers:
+            # A device that cannot be had is said now, not after the data has been read.
+            scorer._tiers[TRANSFORMER].open()
         return scorer
 
     @property
@@ -146,10 +148,8 @@ class Scorer:
 
     @property
     def device(self) -> str:
-        """``cuda`` where that is what will be tried first, else ``cpu``."""
-        if TRANSFORMER not in self._tiers:
-            return "cpu"
-        return "cuda" if self._options.device == "cuda" or _cuda_first(self._options.device) else "cpu"
+        """What will be tried first, never ``auto``; ``cpu`` for the fast tier alone."""
+        return first_choice(self._options.device) if TRANSFORMER in self._tiers else "cpu"
 
     @property
     def threads(self) -> int | None:
@@ -241,8 +241,10 @@ def _precision(folder: str | Path, spec: ScorerSpec, precision: str, device: str
     """The transformer's precision that is meant."""
     files = spec.tiers[TRANSFORMER]
     if precision == "auto":
-        # int8 kernels are for CPUs; on a GPU the fp32 graph is the faster one.
-        return "int8" if "int8" in files and device != "cuda" and not _cuda_first(device) else "fp32"
+        chosen = first_choice(device)
+        # OpenVINO's int8 arithmetic is not the one that passed the gate.
+        best = "int8" if chosen == "cpu" else "fp16" if is_gpu(chosen) else "fp32"
+        return best if best in files else "fp32"
     if precision not in files:
         raise EmpathyError(
             f"'{folder}' has no precision '{precision}' in tier '{TRANSFORMER}'; it has: {', '.join(files)}."
@@ -253,13 +255,3 @@ def _precision(folder: str | Path, spec: ScorerSpec, precision: str, device: str
 def can_cascade(spec: ScorerSpec) -> bool:
     """Whether a scorer folder has what a cascade takes."""
     return FAST in spec.tiers and spec.cascade.get("rows", 0) >= LEAST_PAIRS
-
-
-def _cuda_first(device: str) -> bool:
-    if device == "cpu":
-        return False
-    try:
-        import onnxruntime
-    except ModuleNotFoundError:
-        return False
-    return "CUDAExecutionProvider" in onnxruntime.get_available_providers()

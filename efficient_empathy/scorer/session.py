@@ -1,9 +1,11 @@
 """ONNX Runtime sessions: which device runs, and saying so when it is not the one asked for."""
 
+import contextlib
+import io
 import logging
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -11,21 +13,29 @@ import numpy as np
 
 from efficient_empathy.errors import EmpathyError, MissingExtraError
 from efficient_empathy.scorer.batching import OutOfMemoryError
+from efficient_empathy.scorer.devices import (
+    check_device,
+    check_offered,
+    first_choice,
+    is_gpu,
+    provider_of,
+    providers_for,
+)
 
-DEVICES = ("auto", "cpu", "cuda")
 # Of the CPU's arena, the C++ library, CUDA and cuBLAS.
 _OUT_OF_MEMORY = re.compile("failed to allocate|bad_?.?alloc|out of memory|alloc_failed", re.IGNORECASE)
 _log = logging.getLogger(__name__)
 
 
-def open_session(model: Path, device: str = "auto", threads: int | None = None) -> Any:
+def open_session(model: Path, device: str = "auto", threads: int | None = None, fp16: bool = False) -> Any:
     """Open an ONNX file on a device.
 
     Args:
         model: the ``.onnx`` file.
-        device: ``cpu``; ``cuda``, which fails unless the session really is on CUDA; ``auto``, which tries CUDA where this
-            build of ONNX Runtime offers it and falls back to the CPU with a warning.
+        device: ``cpu``, ``cuda``, ``tensorrt`` or ``openvino``, which fails unless the session really is there; ``auto``,
+            which tries CUDA where this build of ONNX Runtime offers it and falls back to the CPU with a warning.
         threads: threads inside one operator; None takes all cores this process may use.
+        fp16: whether the file is in half precision, which TensorRT has to be told.
 
     Raises:
         MissingExtraError: ONNX Runtime is not installed.
@@ -38,45 +48,53 @@ def open_session(model: Path, device: str = "auto", threads: int | None = None) 
             "ONNX Runtime is not installed. Install it with: pip install 'efficient-empathy[cpu]' (or [gpu], never both)."
         ) from error
     check_device(device)
-    offered = ort.get_available_providers()
-    if device == "cuda" and "CUDAExecutionProvider" not in offered:
+    check_offered(device, ort.get_available_providers())
+    chosen = first_choice(device)
+    if chosen == "cpu":
+        return _create(ort, model, chosen, threads, fp16)
+    try:
+        session = _create(ort, model, chosen, threads, fp16)
+        fault = "see the warning above"
+    except EmpathyError as error:
+        session, fault = None, str(error)
+    if session is not None and provider_of(chosen) in session.get_providers():
+        return session
+    if device != "auto":
         raise EmpathyError(
-            f"--device cuda: this ONNX Runtime has no CUDA provider (it has {', '.join(offered)}). "
-            "Install the [gpu] extra instead of [cpu], or use --device cpu. 'ee-cli doctor' shows what is there."
+            f"--device {device}: {provider_of(device)} is installed but did not start (driver, or versions of its "
+            f"libraries): {fault}. 'ee-cli doctor' says more; or use --device cpu."
         )
-    wanted = ["CPUExecutionProvider"]
-    if device != "cpu" and "CUDAExecutionProvider" in offered:
-        wanted.insert(0, "CUDAExecutionProvider")
-    session = _create(ort, model, wanted, threads)
-    if wanted[0] not in session.get_providers():
-        if device == "cuda":
-            raise EmpathyError(
-                "--device cuda: the CUDA provider is installed but did not start (driver, CUDA or cuDNN version). "
-                "See the warning above and 'ee-cli doctor', or use --device cpu."
-            )
-        _log.warning(
-            "CUDA is offered by ONNX Runtime but did not start: scoring on the CPU. 'ee-cli doctor' says more."
-        )
-    return session
+    _log.warning(
+        "%s is offered by ONNX Runtime but did not start: scoring on the CPU. 'ee-cli doctor' says more. (%s)",
+        chosen.upper(),
+        fault,
+    )
+    return _create(ort, model, "cpu", threads, fp16)
 
 
-def check_device(device: str) -> None:
-    """Raise EmpathyError for a device that is none of ``DEVICES``."""
-    if device not in DEVICES:
-        raise EmpathyError(f"device must be one of {', '.join(DEVICES)}, not '{device}'.")
-
-
-def _create(ort: Any, model: Path, providers: Sequence[str], threads: int | None) -> Any:
+def _create(ort: Any, model: Path, device: str, threads: int | None, fp16: bool) -> Any:
     options = ort.SessionOptions()
     options.intra_op_num_threads = threads or usable_cores()
     options.inter_op_num_threads = 1
     # Spinning threads steal the core from the reader, the tokenizer and neighbouring workers.
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     options.log_severity_level = 3
+    if is_gpu(device):
+        _load_cuda(ort)
+    providers = providers_for(device, model, ort.get_available_providers(), options.intra_op_num_threads, fp16)
     try:
-        return ort.InferenceSession(str(model), options, providers=list(providers))
+        # Its own falling back prints to stdout, where results go.
+        return ort.InferenceSession(str(model), options, providers=providers, enable_fallback=0)
     except Exception as error:
         raise EmpathyError(f"ONNX Runtime {ort.__version__} cannot open '{model}': {error}") from error
+
+
+def _load_cuda(ort: Any) -> None:
+    """Load CUDA and cuDNN where they were installed as wheels, whose folders the system does not search."""
+    if hasattr(ort, "preload_dlls"):  # from 1.21 on
+        with contextlib.redirect_stdout(io.StringIO()) as said:
+            ort.preload_dlls()
+        _log.debug("CUDA libraries: %s", said.getvalue())
 
 
 def usable_cores() -> int:
@@ -92,9 +110,34 @@ def run_batch(session: Any, batch: dict[str, np.ndarray]) -> np.ndarray:
     Raises:
         OutOfMemoryError: memory does not suffice for this batch.
     """
+    with _memory_faults():
+        return session.run(None, _inputs(session, batch))[0]
+
+
+def run_bound(session: Any, batch: dict[str, np.ndarray]) -> np.ndarray:
+    """The same through IO binding: inputs go to the device once, and only the scores come back.
+
+    Raises:
+        OutOfMemoryError: memory does not suffice for this batch.
+    """
+    with _memory_faults():
+        binding = session.io_binding()
+        for name, value in _inputs(session, batch).items():
+            binding.bind_cpu_input(name, value)  # which copies to where the graph wants it
+        binding.bind_output(session.get_outputs()[0].name, "cpu")
+        session.run_with_iobinding(binding)
+        return binding.copy_outputs_to_cpu()[0]
+
+
+def _inputs(session: Any, batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
     names = {argument.name for argument in session.get_inputs()}
+    return {name: value for name, value in batch.items() if name in names}
+
+
+@contextlib.contextmanager
+def _memory_faults() -> Iterator[None]:
     try:
-        return session.run(None, {name: value for name, value in batch.items() if name in names})[0]
+        yield
     except Exception as error:  # ONNX Runtime's own classes have no other base, and only the text tells them apart
         if not _OUT_OF_MEMORY.search(str(error)):
             raise

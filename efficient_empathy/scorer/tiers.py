@@ -10,9 +10,10 @@ import numpy as np
 from efficient_empathy.dialogues.types import Example
 from efficient_empathy.scorer.artifact import TOKENIZER_FILE, ScorerSpec
 from efficient_empathy.scorer.batching import TokenBudget, TokenCount, run_batches
+from efficient_empathy.scorer.devices import GPU_BATCH_TOKENS, bucket, on_gpu
 from efficient_empathy.scorer.encoding import Encoder
 from efficient_empathy.scorer.fast import FastEncoder
-from efficient_empathy.scorer.session import open_session, run_batch
+from efficient_empathy.scorer.session import open_session, run_batch, run_bound
 from efficient_empathy.scorer.tokenising import choose_tokenizer
 
 TRANSFORMER, FAST = "transformer", "fast"
@@ -27,7 +28,7 @@ class TierOptions:
     """Where and how a tier runs."""
 
     device: str = "auto"
-    """``auto``, ``cpu`` or ``cuda``; the fast tier is for CPUs and stays there."""
+    """One of ``DEVICES``; the fast tier is for CPUs and stays there."""
     threads: int | None = None
     """Threads inside one operator; None takes all usable cores."""
     tokenizer: str = "auto"
@@ -99,9 +100,10 @@ class _Opened:
 class TransformerTier(_Opened):
     """The tuned encoder."""
 
-    def __init__(self, folder: Path, model: str, spec: ScorerSpec, options: TierOptions):
+    def __init__(self, folder: Path, model: str, spec: ScorerSpec, options: TierOptions, fp16: bool = False):
         super().__init__(folder, model, spec, options)
-        self._budget = TokenBudget(_MAX_BATCH_TOKENS)
+        self._fp16 = fp16
+        self._budget: TokenBudget | None = None
 
     def score(self, examples: Sequence[Example], on_batch: Callable[[int], None] | None = None) -> np.ndarray:
         """Rate examples: float32 (n, d)."""
@@ -110,14 +112,24 @@ class TransformerTier(_Opened):
             return scores
         session, encoder = self.open(), self._get_encoder()
         encoded = encoder.encode(examples)
+        gpu = on_gpu(session)
+        run_one, pad_to = (run_bound, self._bucket) if gpu else (run_batch, int)
+        self._budget = self._budget or TokenBudget(GPU_BATCH_TOKENS if gpu else _MAX_BATCH_TOKENS)
 
         def run(rows: np.ndarray) -> None:
-            scores[rows] = run_batch(session, encoded.batch(rows, encoder.spec.pad))
+            scores[rows] = run_one(session, encoded.batch(rows, encoder.spec.pad, pad_to))
             if on_batch is not None:
                 on_batch(len(rows))
 
-        self.tokens += run_batches(encoded.lengths, self._budget, run)
+        self.tokens += run_batches(encoded.lengths, self._budget, run, pad_to)
         return scores
+
+    def _bucket(self, length: int) -> int:
+        # No further than what the encoder has positions for.
+        return bucket(length, self._spec.encoding.max_tokens)
+
+    def _open_session(self, model: Path) -> Any:
+        return open_session(model, self._options.device, self._options.threads, self._fp16)
 
     def _make_encoder(self, tokenizer: Any) -> Encoder:
         return Encoder(tokenizer, self._spec.encoding)
@@ -156,4 +168,4 @@ def make_tier(
     """A tier of a scorer folder; the fast one has one precision, whatever is asked for."""
     if name == FAST:
         return FastTier(folder, files["fp32"], spec, options)
-    return TransformerTier(folder, files[precision], spec, options)
+    return TransformerTier(folder, files[precision], spec, options, fp16=precision == "fp16")

@@ -14,6 +14,7 @@ from typing import Any
 
 from efficient_empathy.dialogues import Unit
 from efficient_empathy.errors import EmpathyError
+from efficient_empathy.scorer.devices import is_gpu
 from efficient_empathy.scorer.job import Job, RatesExamples, Route
 from efficient_empathy.scorer.rating import rate_unit
 from efficient_empathy.scorer.results import UnitResult
@@ -49,7 +50,7 @@ def plan_workers(job: Job, scorer: RatesExamples, units: int) -> WorkerPlan:
     threads = getattr(scorer, "threads", None)
     if job.workers != "auto":
         workers = job.workers
-    elif getattr(scorer, "device", "cpu") != "cpu":
+    elif is_gpu(getattr(scorer, "device", "cpu")):
         workers = 1
     else:
         workers = max(1, cores // (threads or 1))

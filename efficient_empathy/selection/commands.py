@@ -14,6 +14,7 @@ from efficient_empathy.manifest import pretty_json
 from efficient_empathy.scorer.bench import BenchOptions, Measured, bench, recommend
 from efficient_empathy.scorer.cascade import DEFAULT_MAX_FLIPS
 from efficient_empathy.scorer.commands import rate, rating_options
+from efficient_empathy.scorer.devices import DEVICES
 from efficient_empathy.scorer.summary import text_table
 from efficient_empathy.selection.policies import POLICIES, make_policy
 from efficient_empathy.selection.report import report
@@ -80,7 +81,7 @@ def report_command(folder: Path, as_json: bool) -> None:
 @click.option("--usd-per-hour", type=float, default=None, help="What the machine costs, for dollars a million.")
 @click.option("--rounds", type=int, default=3, show_default=True, help="Passes over the examples; the median counts.")
 @click.option("--threads", type=click.IntRange(min=1), default=None, help="Threads; default: all cores.")
-@click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto", show_default=True)
+@click.option("--device", type=click.Choice(DEVICES), default="auto", show_default=True, help="Where to run.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON instead of the table.")
 def bench_command(**values: Any) -> None:
     """Measure every tier and precision of a scorer on the dialogues of INPUTS: speed, memory, agreement, cost.

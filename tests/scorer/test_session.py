@@ -21,13 +21,13 @@ def model(scorer_folder):
 
 
 def test_an_unknown_device_is_refused(model):
-    with pytest.raises(EmpathyError, match="device must be one of auto, cpu, cuda, not 'tpu'"):
+    with pytest.raises(EmpathyError, match="device must be one of auto, cpu, cuda, tensorrt, openvino, not 'tpu'"):
         open_session(model, "tpu")
 
 
 @pytest.mark.skipif(not NO_CUDA, reason="this build of ONNX Runtime has CUDA")
 def test_cuda_without_its_provider_is_an_error_and_no_fallback(model):
-    with pytest.raises(EmpathyError, match=r"--device cuda: .* has no CUDA provider .* use --device cpu"):
+    with pytest.raises(EmpathyError, match=r"--device cuda: .* has no CUDAExecutionProvider .* use --device cpu"):
         open_session(model, "cuda")
 
 
@@ -44,7 +44,7 @@ def test_auto_says_so_when_cuda_is_offered_but_does_not_start(model, caplog, mon
     real = onnxruntime.InferenceSession
     monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: offered)
     monkeypatch.setattr(
-        onnxruntime, "InferenceSession", lambda path, options, providers: real(path, options, [offered[1]])
+        onnxruntime, "InferenceSession", lambda path, options, providers, **_: real(path, options, [offered[1]])
     )
     with caplog.at_level(logging.WARNING):
         assert open_session(model, "auto").get_providers() == ["CPUExecutionProvider"]
