@@ -24,7 +24,7 @@ from efficient_empathy.scorer.cascade import (
     plan_cascade,
 )
 from efficient_empathy.scorer.devices import check_device, first_choice, is_gpu
-from efficient_empathy.scorer.tiers import FAST, TRANSFORMER, FastTier, TierOptions, TransformerTier, make_tier
+from efficient_empathy.scorer.tiers import FAST, TRANSFORMER, Tier, TierOptions, make_tier
 from efficient_empathy.scorer.tokenising import check_tokenizer
 
 if TYPE_CHECKING:
@@ -67,7 +67,7 @@ class Scorer:
         """What a cascade decides; None for a single tier."""
         self._doubts: Doubts | None = None
         self._options = options
-        self._tiers: dict[str, TransformerTier | FastTier] = {}
+        self._tiers: dict[str, Tier] = {}
         self._make_tiers()
 
     @classmethod
@@ -233,7 +233,7 @@ class Scorer:
         kept = (keep,) if isinstance(keep, str) else tuple(keep)
         return RowFilter(self, RowOptions(policy, kept, "last-turn", bad_rows))
 
-    def _ordered(self) -> list[TransformerTier | FastTier]:
+    def _ordered(self) -> list[Tier]:
         return [self._tiers[name] for name in (TRANSFORMER, FAST) if name in self._tiers]
 
 

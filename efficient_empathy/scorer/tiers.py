@@ -1,9 +1,10 @@
 """The models of a scorer folder, each with its own way from examples to scores."""
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 
@@ -35,25 +36,8 @@ class TierOptions:
     """``tokenizers``, ``tokie``, or ``auto``."""
 
 
-class Tier(Protocol):
-    """A model that rates examples. It pickles: sessions and tokenizers are opened where they are first used."""
-
-    tokens: TokenCount
-
-    @property
-    def providers(self) -> list[str]:
-        """The execution providers that really run, first choice first."""
-
-    @property
-    def tokenizer(self) -> str:
-        """The library that tokenises."""
-
-    def score(self, examples: Sequence[Example], on_batch: Callable[[int], None] | None = None) -> np.ndarray:
-        """Rate examples: float32 (n, d)."""
-
-
-class _Opened:
-    """Opens session and encoder when they are first needed."""
+class Tier(ABC):
+    """A model that rates examples. It pickles: session and tokenizer are opened where they are first used."""
 
     def __init__(self, folder: Path, model: str, spec: ScorerSpec, options: TierOptions):
         self.tokens = TokenCount()
@@ -61,13 +45,20 @@ class _Opened:
         self._session: Any = None
         self._encoder: Any = None
         self._library = ""
+        self._budget: TokenBudget | None = None
+
+    @abstractmethod
+    def score(self, examples: Sequence[Example], on_batch: Callable[[int], None] | None = None) -> np.ndarray:
+        """Rate examples: float32 (n, d)."""
 
     @property
     def providers(self) -> list[str]:
+        """The execution providers that really run, first choice first."""
         return list(self.open().get_providers())
 
     @property
     def tokenizer(self) -> str:
+        """The library that tokenises."""
         self._get_encoder()
         return self._library
 
@@ -86,24 +77,25 @@ class _Opened:
             self._encoder = self._make_encoder(tokenizer)
         return self._encoder
 
+    @abstractmethod
     def _make_encoder(self, tokenizer: Any) -> Any:
-        raise NotImplementedError
+        """What turns examples into the model's input."""
 
     def _new_scores(self, examples: Sequence[Example]) -> np.ndarray:
         return np.zeros((len(examples), len(self._spec.dimensions)), np.float32)
 
     def __getstate__(self) -> dict[str, Any]:
         # Nothing of what a tier has done so far: equal scorers pickle to equal bytes, by which `datasets` finds its cache.
-        return {**self.__dict__, "_session": None, "_encoder": None, "_library": "", "tokens": TokenCount()}
+        fresh = {"_session": None, "_encoder": None, "_library": "", "_budget": None, "tokens": TokenCount()}
+        return {**self.__dict__, **fresh}
 
 
-class TransformerTier(_Opened):
+class TransformerTier(Tier):
     """The tuned encoder."""
 
     def __init__(self, folder: Path, model: str, spec: ScorerSpec, options: TierOptions, fp16: bool = False):
         super().__init__(folder, model, spec, options)
         self._fp16 = fp16
-        self._budget: TokenBudget | None = None
 
     def score(self, examples: Sequence[Example], on_batch: Callable[[int], None] | None = None) -> np.ndarray:
         """Rate examples: float32 (n, d)."""
@@ -135,7 +127,7 @@ class TransformerTier(_Opened):
         return Encoder(tokenizer, self._spec.encoding)
 
 
-class FastTier(_Opened):
+class FastTier(Tier):
     """The hashed n-gram model."""
 
     def score(self, examples: Sequence[Example], on_batch: Callable[[int], None] | None = None) -> np.ndarray:
@@ -164,7 +156,7 @@ class FastTier(_Opened):
 
 def make_tier(
     name: str, folder: Path, files: Mapping[str, str], precision: str, spec: ScorerSpec, options: TierOptions
-) -> TransformerTier | FastTier:
+) -> Tier:
     """A tier of a scorer folder; the fast one has one precision, whatever is asked for."""
     if name == FAST:
         return FastTier(folder, files["fp32"], spec, options)
