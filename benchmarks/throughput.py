@@ -104,7 +104,7 @@ def measure_padding(scorer: str, examples: int) -> dict:
     lengths = [encoder.encode(pool[start : start + chunk]).lengths for start in range(0, len(pool), chunk)]
     real = sum(int(part.sum()) for part in lengths)
     shares = {}
-    for budget in (1024, 2048, 4096, 8192):
+    for budget in (256, 512, 1024, 2048, 4096, 8192):
         computed = sum(float(part.sum()) / (1 - padding_share(part, budget)) for part in lengths)
         shares[str(budget)] = 1 - real / computed
     unsorted = sum(

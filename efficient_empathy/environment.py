@@ -23,6 +23,7 @@ _PURPOSES = {
     "hub": "pushing to and pulling from the Hugging Face Hub",
     "fast-tokenizer": "faster tokenising",
     "ray": "filtering on more than one machine",
+    "docs": "the site of the documentation",
     "dev": "tests and checks",
 }
 _RIVALS = (
