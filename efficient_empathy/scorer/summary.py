@@ -47,8 +47,8 @@ def subsets_summary(manifest: Mapping[str, Any], folder: Path) -> str:
         share = tiers.get("fast", 0) / max(1, counts["examples"])
         promise = manifest["scorer"]["cascade"]["max_flips"]
         lines.append(
-            f"decided by the fast tier: {tiers.get('fast', 0):,} ({100 * share:.1f} %); on held-out rows at most {100 * promise:g} % of "
-            "all decisions differ from the transformer's"
+            f"decided by the fast tier: {tiers.get('fast', 0):,} ({100 * share:.1f} %); on held-out rows at most "
+            f"{100 * promise:g} % of all decisions differ from the transformer's"
         )
     lines.append(_rejected_line(counts, folder))
     lines.append(f"written to: {folder}")
