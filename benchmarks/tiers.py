@@ -135,36 +135,35 @@ def quality_of(options: argparse.Namespace, seed: int) -> dict:
             "flips": rows.share(decided["fast"] != decided["transformer"]),
         },
         "transformer": {"macro_f1": f1["transformer"]},
-        "cascade": cascades(options, folder, test.examples, rows, decided, tiers["transformer"]),
+        "cascade": cascades(options, folder, test.examples, rows, scores, tiers["transformer"]),
     }
     result["curve"] = whole_curve(folder, scores, rows, decided)
     show(seed, result)
     return result
 
 
-def cascades(options, folder, examples, rows: Rows, decided, transformer: Scorer) -> list[dict]:
+def cascades(options, folder, examples, rows: Rows, scores: dict, transformer: Scorer) -> list[dict]:
     """Each promise: speed beside the transformer's, in turns on the same rows; flips and loss of macro-F1."""
+    decided = {name: rows.decide(found) for name, found in scores.items()}
     scorers = {p: Scorer.load(folder, device="cpu", tier="cascade", policy=POLICY, max_flips=p) for p in PROMISES}
     seconds: dict = {key: [] for key in ("transformer", *scorers)}
-    rated = {}
     timed = examples[: options.timed]
     for _ in range(options.rounds):
         for key, scorer in (("transformer", transformer), *scorers.items()):
             begin = time.perf_counter()
             scorer.score(timed)
             seconds[key].append(time.perf_counter() - begin)
-    for promise, scorer in scorers.items():
-        rated[promise] = scorer.rate(examples)
     found = []
     for promise, scorer in scorers.items():
-        own = rows.decide(rated[promise].scores)
-        by = rated[promise].by_transformer
+        # What the cascade gives, from the scores of both tiers: no row is rated again.
+        by = _unsure(scorer, scores["fast"])
+        own = np.where(by, decided["transformer"], decided["fast"])
         ratios = [a / b for a, b in zip(seconds["transformer"], seconds[promise], strict=True)]
         found.append(
             {
                 "max_flips": promise,
                 "tier": scorer.tier,
-                "fast_share": float(1 - by.mean()) if by is not None else float(scorer.tier == "fast"),
+                "fast_share": float(1 - by.mean()),
                 "flips": rows.share(own != decided["transformer"]),
                 "loss": rows.loss(own, decided["transformer"]),
                 "speed": statistics.median(ratios),
@@ -172,6 +171,14 @@ def cascades(options, folder, examples, rows: Rows, decided, transformer: Scorer
             }
         )
     return found
+
+
+def _unsure(scorer: Scorer, fast: np.ndarray) -> np.ndarray:
+    """Which rows a loaded scorer leaves to the transformer."""
+    if scorer.cascade is None:
+        return np.full(len(fast), scorer.tier == "transformer")
+    pairs = Pairs.read(scorer.folder / "cascade.json")
+    return Doubts(pairs, POLICY, scorer.dimensions).of(fast) > scorer.cascade.limit
 
 
 def whole_curve(folder: Path, scores: dict, rows: Rows, decided: dict) -> list[dict]:

@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from efficient_empathy.distill.calibration import Calibration
 from efficient_empathy.distill.settings import FastOptions
 from efficient_empathy.distill.student import exceedances
 from efficient_empathy.errors import EmpathyError
@@ -40,6 +41,8 @@ class FastStudent(nn.Module):
     def __init__(self, spec: FastSpec, points: int, options: FastOptions):
         super().__init__()
         self.spec = spec
+        self.calibration: Calibration | None = None
+        """How expected scores become final ones; None leaves them as they are."""
         self.response, self.context = (_table(spec, options.vector) for _ in FIELDS)
         self.hidden = nn.Linear(options.vector * len(FIELDS) + NUMBERS, options.hidden)
         self.out = nn.Linear(options.hidden, points)
@@ -113,8 +116,10 @@ def fast_scores(student: FastStudent, rows: FastRows, scales: tuple[Scale, ...])
         for start in range(0, len(rows), _ROWS):
             some = np.arange(start, min(start + _ROWS, len(rows)))
             shares = torch.sigmoid(student(**_tensors(rows, some, student.spec))).numpy()
-            found[some] = np.clip(shares @ sums.membership + sums.low, sums.low, sums.high)
-    return found
+            found[some] = shares @ sums.membership + sums.low
+    if student.calibration is not None:
+        found = student.calibration.apply(found).astype(np.float32)
+    return np.clip(found, sums.low, sums.high)
 
 
 def _tensors(rows: FastRows, some: np.ndarray, spec: FastSpec) -> dict[str, Tensor]:
@@ -150,6 +155,7 @@ def export_fast(student: FastStudent, path: Path, scales: tuple[Scale, ...]) -> 
     from onnx import TensorProto, helper, numpy_helper
 
     make, sums = helper.make_node, _Sums(scales)
+    calibration = student.calibration or Calibration(np.ones(len(scales)), np.zeros(len(scales)))
     constants: dict[str, np.ndarray] = {
         "axis": np.array([1], np.int64),
         "pad": np.array(student.spec.buckets, np.int64),
@@ -159,6 +165,8 @@ def export_fast(student: FastStudent, path: Path, scales: tuple[Scale, ...]) -> 
         "low": sums.low,
         "high": sums.high,
         "membership": sums.membership,
+        "slope": calibration.slope.astype(np.float32),
+        "intercept": calibration.intercept.astype(np.float32),
     }
     for name, layer in (("hidden", student.hidden), ("out", student.out)):
         constants[f"{name}.weight"] = layer.weight.detach().numpy()
@@ -185,7 +193,9 @@ def export_fast(student: FastStudent, path: Path, scales: tuple[Scale, ...]) -> 
         make("Gemm", ["after", "out.weight", "out.bias"], ["odds"], transB=1),
         make("Sigmoid", ["odds"], ["shares"]),
         make("Gemm", ["shares", "membership", "low"], ["expected"]),
-        make("Max", ["expected", "low"], ["raised"]),
+        make("Mul", ["expected", "slope"], ["stretched"]),
+        make("Add", ["stretched", "intercept"], ["calibrated"]),
+        make("Max", ["calibrated", "low"], ["raised"]),
         make("Min", ["raised", "high"], ["scores"]),
     ]
     inputs = [helper.make_tensor_value_info(name, TensorProto.INT64, ["rows", f"{name}_ngrams"]) for name in FIELDS]
