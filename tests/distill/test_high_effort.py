@@ -93,6 +93,12 @@ def test_killed_between_stages_it_goes_on_and_ends_with_the_same_bits(data, opti
     assert second.digest == first.digest
 
 
+def learnt_from(data, options, held):
+    """Three quarters of the pool, by conversation, without the conversations that are held out."""
+    rows, _ = split_by_conversation([example.dialogue_id for example in data.pool], 0.25, options.seed)
+    return [data.pool[row] for row in rows if data.pool[row].dialogue_id not in held]
+
+
 def test_held_out_conversations_teach_nobody(data, options, tmp_path, monkeypatch):
     from efficient_empathy.distill import high_effort, pipeline
 
@@ -113,8 +119,9 @@ def test_held_out_conversations_teach_nobody(data, options, tmp_path, monkeypatc
     assert len(held) == 15  # 0.3 of 100 rows, in conversations of two
     assert not held & {groups[row] for row in seen["rows"]}
     assert not held & {example.dialogue_id for example in seen["pool"]}
-    # All else is there, but the last quarter of the 160: the exported files are compared on it.
-    assert seen["pool"] == [example for example in data.pool[:120] if example.dialogue_id not in held]
+    # All else is there, but a quarter of the conversations of the pool: the exported files are compared on them.
+    assert seen["pool"] == learnt_from(data, options, held)
+    assert 100 <= len(seen["pool"]) <= 120
     only_held = pipeline.LabelledData(
         data.examples, data.scores, [example for example in data.pool if example.dialogue_id in held]
     )
@@ -129,7 +136,7 @@ def test_with_more_wanted_than_there_is_all_of_it_is_rated(data, tiny_roberta, t
     run(data, tmp_path / "scorer", options)
     groups = [example.dialogue_id for example in data.examples]
     held = {groups[row] for row in split_by_conversation(groups, options.holdout, options.seed, least=2)[1]}
-    learnt = [example for example in data.pool[:120] if example.dialogue_id not in held]
+    learnt = learnt_from(data, options, held)
     assert read_manifest(tmp_path / "scorer")["training"]["rated_pool_examples"] == len(learnt) > 60
 
 
