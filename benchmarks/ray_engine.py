@@ -1,6 +1,6 @@
 """How fast ``--engine ray`` with two actors is beside the local engine with two workers, on this machine, same bytes.
 
-python benchmarks/ray_engine.py --scorer SCORER-FOLDER [--examples 200000] [--runs 1]
+python benchmarks/ray_engine.py --scorer SCORER-FOLDER [--examples 200000] [--tier transformer] [--runs 1]
 
 Whole commands in turns, local first. A Ray of its own is started and ended within each command; ``speed_ratio`` is of the
 rating time that run.json tells, which includes that start, and ``whole_ratio`` of the commands' whole time. The result goes to
@@ -21,10 +21,10 @@ from throughput import write_input
 ENGINES = {"local": ["--engine", "local"], "ray": ["--engine", "ray", "--address", "local"]}
 
 
-def one_run(scorer: str, source: Path, out: Path, engine: str) -> dict:
+def one_run(scorer: str, tier: str, source: Path, out: Path, engine: str) -> dict:
     """One whole `ee-cli filter`, with what it says of itself."""
     words = ["filter", "--scorer", scorer, str(source), "-o", str(out), "--progress", "none", "--workers", "2"]
-    cost = run_command([*words, "--threads", "1", *ENGINES[engine]])
+    cost = run_command([*words, "--threads", "1", "--tier", tier, *ENGINES[engine]])
     facts = json.loads((out / "run.json").read_text())
     return {
         "engine": engine,
@@ -39,6 +39,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--scorer", required=True)
     parser.add_argument("--examples", type=int, default=200_000)
+    parser.add_argument("--tier", default="transformer")
     parser.add_argument("--runs", type=int, default=1)
     options = parser.parse_args()
     found: dict[str, list[dict]] = {engine: [] for engine in ENGINES}
@@ -47,12 +48,13 @@ def main() -> None:
         count = write_input(source, options.examples)
         for number in range(options.runs):
             for engine, results in found.items():
-                result = one_run(options.scorer, source, Path(folder) / f"{engine}-{number}", engine)
+                result = one_run(options.scorer, options.tier, source, Path(folder) / f"{engine}-{number}", engine)
                 results.append(result)
                 print(f"run {number}: {engine}: {result['examples_per_second']:.1f}/s, {result['seconds']:.1f} s whole")
     pairs = list(zip(found["local"], found["ray"], strict=True))
     result = {
         "examples": count,
+        "tier": options.tier,
         "cores": len(os.sched_getaffinity(0)),
         "speed_ratio": statistics.median(a["rating_seconds"] / b["rating_seconds"] for a, b in pairs),
         "whole_ratio": statistics.median(a["seconds"] / b["seconds"] for a, b in pairs),

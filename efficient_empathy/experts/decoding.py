@@ -12,6 +12,8 @@ from torch import Tensor
 
 from efficient_empathy.errors import EmpathyError
 from efficient_empathy.experts.decoding_options import DecodingOptions
+from efficient_empathy.experts.few_rows import FewRows
+from efficient_empathy.experts.grouped_attention import grouped
 from efficient_empathy.experts.key_values import can_join, join, new_cache, widened
 from efficient_empathy.experts.models import LanguageModel
 from efficient_empathy.experts.prompt_states import read_prompts, told
@@ -203,7 +205,7 @@ class _Batch:
         positions_BT = (self.mask_BT.cumsum(1) - 1).clamp_(min=0)
         places_BT = positions_BT[:, self._cached :]
         inputs = {"position_ids": places_BT, "past_key_values": self.cache, "logits_to_keep": 1}
-        with told(self._model, self.states):
+        with told(self._model, self.states), FewRows(), grouped(getattr(self._model, "config", None)):
             return self._model(
                 input_ids=self.tokens_BT[:, self._cached :],
                 attention_mask=self.mask_BT,
