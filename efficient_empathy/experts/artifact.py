@@ -1,5 +1,7 @@
 """The folder of an expert: a PEFT adapter that anyone can load, how it was made, and the hash of every file."""
 
+import os
+import shutil
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -44,14 +46,18 @@ class Expert:
     """Steps, tokens, held-out figures before and after."""
 
 
-def write_expert(model: Any, expert: Expert, card: str, folder: Path) -> None:
-    """Write adapter, description and card of a trained model; the manifest last."""
-    folder.mkdir(parents=True, exist_ok=True)
+def write_expert(model: Any, expert: Expert, card: str, out: Path, log: Path) -> None:
+    """Write adapter, description, card and log of a trained model: the folder whole or not at all."""
+    folder = out.with_name(f".{out.name}.new")
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+    shutil.copy(log, folder / LOG_FILE)
     model.save_pretrained(str(folder), safe_serialization=True)
     write_atomic(folder / EXPERT_FILE, pretty_json(asdict(expert)))
     write_atomic(folder / CARD_FILE, card.encode())
     files = [*ADAPTER_FILES, EXPERT_FILE, CARD_FILE, LOG_FILE]
     write_manifest(folder, KIND, {"versions": versions(*_PACKAGES)}, files)
+    os.replace(folder, out)
 
 
 def read_expert(folder: Path) -> tuple[Expert, str]:

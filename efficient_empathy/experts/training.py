@@ -65,9 +65,7 @@ def train_expert(request: ExpertRequest) -> Expert:
     )
     if not first:
         return expert  # another device's process writes it
-    request.out.mkdir(parents=True)
-    shutil.copy(run.work / LOG_FILE, request.out / LOG_FILE)
-    write_expert(module.model, expert, expert_card(expert, request.out.name), request.out)
+    write_expert(module.model, expert, expert_card(expert, request.out.name), request.out, run.work / LOG_FILE)
     shutil.rmtree(run.work)
     return expert
 

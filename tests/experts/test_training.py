@@ -165,6 +165,20 @@ def test_killed_and_resumed_it_goes_on_as_if_uninterrupted(expert, subsets, tiny
     assert [nll for _, nll in measured[0]] == pytest.approx([nll for _, nll in measured[1]], abs=1e-5)
 
 
+def test_stopped_while_it_writes_it_leaves_no_half_folder_and_writes_it_when_run_again(
+    subsets, tiny_lm, tmp_path, monkeypatch
+):
+    wanted = request(subsets, tiny_lm, tmp_path / "e", max_steps=2)
+    with monkeypatch.context() as context:
+        context.setattr("efficient_empathy.experts.artifact.write_manifest", lambda *_: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            train_expert(wanted)
+    assert not wanted.out.exists()
+    train_expert(wanted)
+    assert read_expert(wanted.out)[0].result["steps"] == 2
+    assert [path.name for path in tmp_path.iterdir()] == ["e"]
+
+
 def test_gradient_checkpointing_changes_nothing(expert, subsets, tiny_lm, tmp_path):
     out, _ = expert
     wanted = request(subsets, tiny_lm, tmp_path / "e", gradient_checkpointing=True, max_steps=4)

@@ -47,9 +47,11 @@ def make_expert(tiny_lm: Path) -> Callable[..., Path]:
                 torch.nn.init.normal_(parameter, std=0.08)
         renderer = Renderer(tokenizer, 64, system)
         expert = Expert(found.describe(), renderer.describe(), asdict(options), {"selection": {}}, {})
-        folder.mkdir(parents=True)
-        (folder / LOG_FILE).write_text("step\n")
-        write_expert(model, expert, "# a card", folder)
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        log = folder.with_name(f"{folder.name}-{LOG_FILE}")
+        log.write_text("step\n")
+        write_expert(model, expert, "# a card", folder, log)
+        log.unlink()
         return folder
 
     return make
