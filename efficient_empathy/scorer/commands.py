@@ -53,15 +53,8 @@ _OPTIONS = (
         type=click.Choice(TIERS),
         default="auto",
         show_default=True,
-        help="fast: far cheaper, less exact; cascade: fast, with the transformer near the thresholds; auto: with a policy "
-        "the cheapest that keeps --max-flips, else the transformer.",
-    ),
-    click.option(
-        "--max-flips",
-        type=float,
-        default=DEFAULT_MAX_FLIPS,
-        show_default=True,
-        help="Share of decisions that may differ from the transformer's.",
+        help="fast: far cheaper, less exact; cascade (filter only): fast, with the transformer near the thresholds; auto: "
+        "filter takes the cheapest that keeps --max-flips, score the transformer.",
     ),
     click.option(
         "--precision",
@@ -153,6 +146,7 @@ def rate(
     out: Path,
     as_json: bool,
     dry_run: bool,
+    max_flips: float = DEFAULT_MAX_FLIPS,
     **options: Any,
 ) -> None:
     """Run a job as the command line asks, and print what it came to.
@@ -163,6 +157,7 @@ def rate(
         out: the output folder.
         as_json: print JSON instead of a table.
         dry_run: print what would be done.
+        max_flips: share of the route's decisions that may differ from the transformer's.
         options: the rest of ``rating_options``.
     """
     ray = _ray_options(options["engine"], options["address"], options["gpus"], options["device"])
@@ -186,7 +181,7 @@ def rate(
         tokenizer=options["tokenizer"],
         tier=options["tier"],
         policy=route,
-        max_flips=options["max_flips"],
+        max_flips=max_flips,
     )
     if dry_run:
         _show_plan(describe_run(job, scorer, route), as_json)

@@ -45,6 +45,13 @@ def _policy_options(function: Callable[..., Any]) -> Callable[..., Any]:
 @click.command("filter")
 @rating_options
 @_policy_options
+@click.option(
+    "--max-flips",
+    type=float,
+    default=DEFAULT_MAX_FLIPS,
+    show_default=True,
+    help="With --tier auto or cascade: share of decisions that may differ from the transformer's.",
+)
 def filter_command(policy: str | None, threshold: float | None, keep: tuple[str, ...], **options: Any) -> None:
     """Split the dialogues of INPUTS (files, folders, quoted globs or URLs) into subsets by their scores.
 
