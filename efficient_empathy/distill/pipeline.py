@@ -100,12 +100,7 @@ def distill(data: LabelledData, rubric: Rubric, options: DistillOptions, out: Pa
             quality=quality,
             versions=versions(*_PACKAGES),
         )
-        write_spec(scratch, spec)
-        body = _provenance(data, rubric, options, trained)
-        write_card(scratch, spec, body)
-        models = [file for files in tiers.values() for file in files.values()]
-        cascade = [spec.cascade["file"]] if spec.cascade else []
-        write_manifest(scratch, KIND, body, [SPEC_FILE, TOKENIZER_FILE, "README.md", *models, *cascade])
+        _describe(scratch, spec, _provenance(data, rubric, options, trained))
         scratch.chmod(0o755)
         scratch.rename(out)
     except BaseException:
@@ -214,6 +209,15 @@ def _export(
     if fp16:
         parity["fp16"] = add_half(folder, tiers, encoded, pad, decide)
     return parity, tiers
+
+
+def _describe(folder: Path, spec: ScorerSpec, body: dict[str, Any]) -> None:
+    """Write what a folder with finished models says of itself; the manifest, with the hash of every file, last."""
+    write_spec(folder, spec)
+    write_card(folder, spec, body)
+    models = [file for files in spec.tiers.values() for file in files.values()]
+    cascade = [spec.cascade["file"]] if spec.cascade else []
+    write_manifest(folder, KIND, body, [SPEC_FILE, TOKENIZER_FILE, "README.md", *models, *cascade])
 
 
 def pool_parts(data: LabelledData, options: DistillOptions) -> PoolParts:
