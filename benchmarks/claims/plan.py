@@ -69,7 +69,7 @@ class Speed:
 
     tokens: float = 150.0
     """Training, tokens a second, all counted."""
-    answers: float = 5.0
+    answers: float = 2.0
     """Answers a second."""
     tokens_an_example: float = 85.0
     """Of EmpatheticDialogues, prompt and response."""
@@ -121,7 +121,7 @@ class Study:
 
     plan: Plan
     keep: Path
-    batch_size: int = 64
+    batch_size: int = 48
     """Contexts that are answered at once; changes no answer but for rounding."""
     speed: Speed = field(default_factory=Speed)
 
