@@ -1,7 +1,7 @@
 """The mixture against what it must beat: experts, unions, random data, the uniform merge, Arrow and hard routing.
 
     python benchmarks/mixture.py --subsets subsets/ --keep work/ [--seeds 0,1,2] [--steps 48] [--parts nll,speed,memory]
-        [--leave-out "random subset"]
+        [--leave-out "random subset"] [--shares natural --skip 100]
     python benchmarks/mixture.py --small --keep work/
 
 ``--subsets`` is what ``ee-cli filter`` made of the train conversations of EmpatheticDialogues. Base: SmolLM2-135M-Instruct,
@@ -57,11 +57,14 @@ class Bench:
 
     def test_examples(self) -> list[tuple[int, Example]]:
         """Held-out examples with the index of their subset."""
+        held_out = [choose([name], "none", self.options.holdout, 0).held_out for name in self.data]
         found = []
-        for place, name in enumerate(self.data):
-            held_out = choose([name], "none", self.options.holdout, 0).held_out
-            ranked = sorted(held_out, key=lambda example: sha256_bytes(example.id.encode()))
-            found += [(place, example) for example in ranked[MEASURED:][: self.options.rows]]
+        for place, examples in enumerate(held_out):
+            ranked = sorted(examples, key=lambda example: sha256_bytes(example.id.encode()))
+            rows = self.options.rows
+            if self.options.shares == "natural":
+                rows = round(rows * len(held_out) * len(examples) / sum(map(len, held_out)))
+            found += [(place, example) for example in ranked[MEASURED + self.options.skip :][:rows]]
         return found
 
     def expert(self, name: str, seed: int, data: list[str], *arguments: str) -> Path:
@@ -278,6 +281,13 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=48)
     parser.add_argument("--router-learning-rate", type=float, default=1e-3)
     parser.add_argument("--rows", type=int, default=200, help="tested rows of each subset, at most")
+    parser.add_argument(
+        "--shares",
+        choices=["equal", "natural"],
+        default="equal",
+        help="of the subsets in the tested rows; natural: as held out",
+    )
+    parser.add_argument("--skip", type=int, default=0, help="rows of each subset that were tested on before")
     parser.add_argument("--holdout", type=float, default=0.05)
     parser.add_argument("--resamples", type=int, default=2000)
     parser.add_argument("--new-tokens", type=int, default=48)
