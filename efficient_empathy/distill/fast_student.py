@@ -1,7 +1,7 @@
 """The fast tier's model: trained on the transformer's scores of unlabelled examples, written as ONNX.
 
-One vector a hashed n-gram, averaged over the response and over the turn it answers; the two averages and three lengths go
-through one hidden layer to a probability for each point of each scale, as in ``Student``.
+One vector a hashed n-gram, averaged over the response, over the turn it answers and over what was said before; the averages and
+the lengths go through one hidden layer to a probability for each point of each scale, as in ``Student``.
 """
 
 import logging
@@ -43,22 +43,22 @@ class FastStudent(nn.Module):
         self.spec = spec
         self.calibration: Calibration | None = None
         """How expected scores become final ones; None leaves them as they are."""
-        self.response, self.context = (_table(spec, options.vector) for _ in FIELDS)
+        self.response, self.context, self.earlier = (_table(spec, options.vector) for _ in FIELDS)
         self.hidden = nn.Linear(options.vector * len(FIELDS) + NUMBERS, options.hidden)
         self.out = nn.Linear(options.hidden, points)
         self.dropout = nn.Dropout(options.dropout)
         self.register_buffer("mean", torch.zeros(NUMBERS))
         self.register_buffer("spread", torch.ones(NUMBERS))
 
-    def forward(self, response: Tensor, context: Tensor, numbers: Tensor) -> Tensor:
+    def forward(self, response: Tensor, context: Tensor, earlier: Tensor, numbers: Tensor) -> Tensor:
         """Log-odds that the score is more than each point, (batch, points), from padded n-grams and the lengths."""
-        averages_BV = torch.cat([self.response(response), self.context(context)], 1)
+        averages_BV = torch.cat([self.response(response), self.context(context), self.earlier(earlier)], 1)
         known = torch.cat([self.dropout(averages_BV), (numbers - self.mean) / self.spread], 1)
         return self.out(self.dropout(torch.relu(self.hidden(known))))
 
     def tables(self) -> dict[str, nn.EmbeddingBag]:
         """The vectors of each of ``FIELDS``; the last row is padding and stays 0."""
-        return {"response": self.response, "context": self.context}
+        return {"response": self.response, "context": self.context, "earlier": self.earlier}
 
 
 def _table(spec: FastSpec, size: int) -> nn.EmbeddingBag:

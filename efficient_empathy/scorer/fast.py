@@ -1,4 +1,4 @@
-"""The fast tier's input: hashed n-grams of the response's tokens and of those of the turn that it answers.
+"""The fast tier's input: hashed n-grams of the response's tokens, of the turn that it answers, and of what was said before.
 
 Its model averages one learnt vector an n-gram and puts a small network on top: no attention, a few microseconds an example
 (Joulin et al. 2017, arXiv 1607.01759). The same code runs in training and in scoring.
@@ -14,10 +14,12 @@ from efficient_empathy.dialogues.types import Example
 from efficient_empathy.errors import EmpathyError
 from efficient_empathy.scorer.tokenising import Tokenises, flat_ids
 
-FIELDS = ("response", "context")
+FIELDS = ("response", "context", "earlier")
 """Inputs of the graph that hold n-grams; each has vectors of its own."""
-NUMBERS = 3
-"""Columns of the input ``numbers``: the logarithm of 1 + response tokens, context tokens, turns."""
+NUMBERS = len(FIELDS) + 1
+"""Columns of the input ``numbers``: the logarithm of 1 + tokens of each field, and of 1 + turns before the response."""
+_LETTERS = 8
+"""For each token that is read of earlier turns, so many of their last letters are tokenised: long dialogues cost no more."""
 _GOLDEN = np.uint64(0x9E3779B97F4A7C15)
 _PAIR = np.uint64(1_000_003)
 
@@ -29,7 +31,8 @@ class FastSpec:
     bits: int = 16
     """There are 2 ** bits buckets a field, 8 to 22."""
     tokens: int = 64
-    """First tokens that are read of the response, and of the turn before it, 1 to 512."""
+    """Tokens that are read of each field, 1 to 512: the first of the response and of the turn before it, the last of those
+    before that."""
 
     def __post_init__(self) -> None:
         for name, low, high in (("bits", 8, 22), ("tokens", 1, 512)):
@@ -109,13 +112,34 @@ class FastEncoder:
         count = len(examples)
         texts = [example.response for example in examples]
         texts += [example.context[-1].text if example.context else "" for example in examples]
+        texts += [self._earlier(example) for example in examples]
         ids, lengths = flat_ids(self._tokenizer, texts)
-        middle = int(lengths[:count].sum())
-        sides = {"response": (ids[:middle], lengths[:count]), "context": (ids[middle:], lengths[count:])}
-        fields = {name: ngrams(*sides[name], self.spec, salt) for salt, name in enumerate(FIELDS)}
+        lengths_FB = lengths.reshape(len(FIELDS), count)
+        parts = np.split(ids, np.cumsum(lengths_FB.sum(1))[:-1])
+        parts[-1], lengths_FB[-1] = last_tokens(parts[-1], lengths_FB[-1], self.spec.tokens)
+        fields = {name: ngrams(parts[place], lengths_FB[place], self.spec, place) for place, name in enumerate(FIELDS)}
         turns = np.fromiter((len(example.context) for example in examples), np.int64, count)
-        numbers = np.log1p(np.stack([lengths[:count], lengths[count:], turns], 1)).astype(np.float32)
-        return FastRows(fields, numbers)
+        return FastRows(fields, np.log1p(np.stack([*lengths_FB, turns], 1)).astype(np.float32))
+
+    def _earlier(self, example: Example) -> str:
+        if len(example.context) < 2:
+            return ""
+        return " ".join(turn.text for turn in example.context[:-1])[-_LETTERS * self.spec.tokens :]
+
+
+def last_tokens(ids: np.ndarray, lengths: np.ndarray, most: int) -> tuple[np.ndarray, np.ndarray]:
+    """Each row's last tokens, ``most`` at most.
+
+    Args:
+        ids: token ids of all rows, one row after another.
+        lengths: tokens of each row, int64 (n,).
+        most: tokens that stay.
+
+    Returns:
+        As given, without what goes.
+    """
+    left = np.repeat(np.cumsum(lengths), lengths) - np.arange(len(ids))
+    return ids[left <= most], np.minimum(lengths, most)
 
 
 def ngrams(ids: np.ndarray, lengths: np.ndarray, spec: FastSpec, salt: int) -> Ragged:

@@ -5,7 +5,7 @@ import pytest
 
 from efficient_empathy.dialogues.types import Example, Turn
 from efficient_empathy.errors import EmpathyError
-from efficient_empathy.scorer.fast import FastEncoder, FastSpec, Ragged, ngrams
+from efficient_empathy.scorer.fast import FastEncoder, FastSpec, Ragged, last_tokens, ngrams
 from efficient_empathy.scorer.tokenising import load_tokenizer
 
 SPEC = FastSpec(bits=10, tokens=4)
@@ -47,14 +47,29 @@ def test_options_are_checked(options):
         FastSpec(**options)
 
 
-def test_an_example_is_its_response_and_the_turn_before(scorer_folder):
+def test_of_earlier_turns_the_last_tokens_are_read():
+    ids, lengths = last_tokens(np.arange(9), np.array([5, 0, 1, 3]), 2)
+    assert ids.tolist() == [3, 4, 5, 7, 8]
+    assert lengths.tolist() == [2, 0, 1, 2]
+
+
+def test_a_long_past_is_not_tokenised_whole(scorer_folder):
+    encoder = FastEncoder(load_tokenizer(scorer_folder / "tokenizer.json"), SPEC)
+    turns = (Turn("speaker", "old " * 1000), Turn("listener", "b c"), Turn("speaker", "d"))
+    assert len(encoder._earlier(Example("x", "x", 3, turns, "e"))) == 8 * SPEC.tokens
+    rows = encoder.encode([Example("x", "x", 3, turns, "e")])
+    assert np.diff(rows.fields["earlier"].starts).tolist() == [4 + 3]
+
+
+def test_an_example_is_its_response_the_turn_before_and_what_was_before_that(scorer_folder):
     encoder = FastEncoder(load_tokenizer(scorer_folder / "tokenizer.json"), SPEC)
     turns = (Turn("speaker", "one two three four five six"), Turn("listener", "b"), Turn("speaker", "c d"))
     alone = encoder.encode([Example("x", "x", 3, turns, "e f g")])
     # The tiny tokenizer knows no word: each is one unknown token.
     assert np.diff(alone.fields["response"].starts).tolist() == [5]
     assert np.diff(alone.fields["context"].starts).tolist() == [3]
-    np.testing.assert_allclose(alone.numbers, np.log1p([[3, 2, 3]]), rtol=1e-6)
+    assert np.diff(alone.fields["earlier"].starts).tolist() == [7]  # the last four of seven tokens, and three pairs
+    np.testing.assert_allclose(alone.numbers, np.log1p([[3, 2, 4, 3]]), rtol=1e-6)
     no_context = Example("y", "y", 0, (), "e f g")
     together = encoder.encode([no_context, Example("x", "x", 3, turns, "e f g")])
     rows = together.batch(np.array([1, 0]), SPEC)
