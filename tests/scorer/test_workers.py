@@ -113,7 +113,8 @@ def test_too_many_rejected_rows_stop_several_workers(tmp_path):
 
 
 RUN = """
-import sys; sys.path.insert(0, sys.argv[3])
+import signal, sys; sys.path.insert(0, sys.argv[3])
+signal.signal(signal.SIGINT, signal.default_int_handler)  # in the background of a shell it would be ignored
 from pathlib import Path
 from length_scorer import LengthScorer
 from efficient_empathy.scorer.engine import run
