@@ -161,7 +161,8 @@ def test_a_scorer_folder_that_a_node_does_not_see_travels(two_nodes, scorer_fold
 
 
 RUN = """
-import sys
+import signal, sys
+signal.signal(signal.SIGINT, signal.default_int_handler)  # in the background of a shell it would be ignored
 from pathlib import Path
 from length_scorer import LengthScorer
 from efficient_empathy.scorer.engine import run
