@@ -1,10 +1,12 @@
 """Hashes, atomic writes and the provenance record of every output folder."""
 
 import contextlib
+import glob
 import hashlib
 import importlib.metadata
 import os
 import platform
+import shutil
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
@@ -20,6 +22,7 @@ ORIGIN = "origin.json"
 _FORMAT = 2
 _SEAL = "manifest_sha256"
 _CHUNK_BYTES = 1 << 20
+_UNFINISHED = ".unfinished"
 
 
 def sha256_bytes(data: bytes) -> str:
@@ -78,6 +81,40 @@ def write_atomic(path: Path, data: bytes) -> None:
     """Write a whole file so that a reader, or a run that was killed, sees the old content or the new, never a part."""
     with atomic_open(path) as file:
         file.write(data)
+
+
+@contextlib.contextmanager
+def atomic_folder(out: Path) -> Iterator[Path]:
+    """Make a folder beside its place; it moves there, whole, only if the block succeeds. What a killed run left is removed.
+
+    Raises:
+        EmpathyError: the folder around it cannot be written to.
+    """
+    folder = folder_beside(out)
+    try:
+        yield folder
+        folder.chmod(0o755)
+        os.replace(folder, out)
+    except BaseException:
+        shutil.rmtree(folder, ignore_errors=True)
+        raise
+
+
+def folder_beside(out: Path) -> Path:
+    """An empty folder next to ``out``, without those of its kind that a killed run has left.
+
+    Raises:
+        EmpathyError: the folder around it cannot be written to.
+    """
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        for left in out.parent.glob(f".{glob.escape(out.name)}.*{_UNFINISHED}"):
+            shutil.rmtree(left, ignore_errors=True)
+        return Path(tempfile.mkdtemp(dir=out.parent, prefix=f".{out.name}.", suffix=_UNFINISHED))
+    except OSError as error:
+        raise EmpathyError(
+            f"cannot write to '{out.parent}': {error.strerror}. Choose another output folder with -o."
+        ) from error
 
 
 def versions(*packages: str) -> dict[str, str]:

@@ -13,7 +13,7 @@ from efficient_empathy.dialogues.tables import plan_batches, plan_row_groups
 from efficient_empathy.errors import EmpathyError
 
 UnitKind = Literal["lines", "whole", "row-groups", "batches"]
-_LARGEST_UNIT, _SMALLEST_UNIT, _UNITS = 8 << 20, 1 << 20, 64
+_LARGEST_UNIT, _SMALLEST_UNIT, _UNITS = 8 << 20, 256 << 10, 64
 _SCAN_BYTES = 8 << 20
 _PEEK_BYTES = 1 << 16
 
@@ -42,7 +42,7 @@ def plan_units(inputs: Sequence[str], unit_bytes: int | None = _LARGEST_UNIT) ->
     Args:
         inputs: files, folders, globs or URLs, see ``find_files``.
         unit_bytes: size of a unit, in bytes, at least 1; a unit ends with the line, row group or batch that reaches it.
-            None takes a 64th of the inputs, from 1 to 8 MiB, so that several workers end at about the same time.
+            None takes a 64th of the inputs, from 256 KiB to 8 MiB, so that several workers end at about the same time.
 
     Raises:
         EmpathyError: an input is missing, of no known container or damaged, or all of them are empty.

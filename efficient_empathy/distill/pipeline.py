@@ -1,9 +1,7 @@
 """From judged examples to a scorer folder: split, train, calibrate, export, check, measure, write."""
 
-import glob
 import logging
 import shutil
-import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -26,7 +24,7 @@ from efficient_empathy.distill.rubric import Rubric
 from efficient_empathy.distill.settings import COMPARED_EXAMPLES, DistillOptions
 from efficient_empathy.distill.students import Split, TrainedStudent, train_normal
 from efficient_empathy.errors import EmpathyError
-from efficient_empathy.manifest import versions, write_manifest
+from efficient_empathy.manifest import atomic_folder, folder_beside, versions, write_manifest
 from efficient_empathy.scorer.artifact import KIND, SPEC_FILE, TOKENIZER_FILE, Scale, ScorerSpec, write_spec
 from efficient_empathy.scorer.encoding import Encoder
 
@@ -34,7 +32,6 @@ _LEAST_LABELS = 40
 _CALIBRATION_ROWS = 192
 _FP32, _INT8 = "transformer.fp32.onnx", "transformer.int8.onnx"
 _PACKAGES = ("torch", "transformers", "optimum", "optimum-onnx", "lightning", "onnxruntime", "tokenizers", "numpy")
-_UNFINISHED = ".unfinished"
 _log = logging.getLogger(__name__)
 
 
@@ -76,8 +73,7 @@ def distill(data: LabelledData, rubric: Rubric, options: DistillOptions, out: Pa
     trained.student.set_calibration(torch.from_numpy(calibration.slope), torch.from_numpy(calibration.intercept))
     groups = [data.examples[row].dialogue_id for row in split.held_out]
     found = cross_fitted(trained.outputs, scores, groups, options.seed)
-    scratch = _new_scratch(out)
-    try:
+    with atomic_folder(out) as scratch:
         parity, files = _export(trained, data, parts, backbone, scales, scratch, options.fp16)
         tiers, labelled = {"transformer": files}, [data.examples[row] for row in split.held_out]
         held = {example.dialogue_id for example in labelled}
@@ -101,11 +97,6 @@ def distill(data: LabelledData, rubric: Rubric, options: DistillOptions, out: Pa
             versions=versions(*_PACKAGES),
         )
         _describe(scratch, spec, _provenance(data, rubric, options, trained))
-        scratch.chmod(0o755)
-        scratch.rename(out)
-    except BaseException:
-        shutil.rmtree(scratch, ignore_errors=True)
-        raise
     shutil.rmtree(work_folder(out), ignore_errors=True)
     return spec
 
@@ -115,22 +106,10 @@ def work_folder(out: Path) -> Path:
     return out.with_name(out.name + ".work")
 
 
-def _new_scratch(out: Path) -> Path:
-    try:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        for left in out.parent.glob(f".{glob.escape(out.name)}.*{_UNFINISHED}"):  # of a run that was killed
-            shutil.rmtree(left, ignore_errors=True)
-        return Path(tempfile.mkdtemp(dir=out.parent, prefix=f".{out.name}.", suffix=_UNFINISHED))
-    except OSError as error:
-        raise EmpathyError(
-            f"cannot write to '{out.parent}': {error.strerror}. Choose another output folder with -o."
-        ) from error
-
-
 def _check(data: LabelledData, rubric: Rubric, options: DistillOptions, out: Path) -> None:
     if out.exists():
         raise EmpathyError(f"'{out}' is already there. Choose another folder with -o, or remove it first.")
-    _new_scratch(out).rmdir()  # a place that cannot be written to is said before the training, not after it
+    folder_beside(out).rmdir()  # a place that cannot be written to is said before the training, not after it
     if len(data.examples) < _LEAST_LABELS:
         raise EmpathyError(
             f"{len(data.examples)} labelled examples are too few to train and measure a scorer: "

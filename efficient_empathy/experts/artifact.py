@@ -1,6 +1,5 @@
 """The folder of an expert: a PEFT adapter that anyone can load, how it was made, and the hash of every file."""
 
-import os
 import shutil
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -12,6 +11,7 @@ from efficient_empathy.errors import EmpathyError
 from efficient_empathy.experts.bases import Base, find_base, load_base
 from efficient_empathy.experts.rendering import Renderer
 from efficient_empathy.manifest import (
+    atomic_folder,
     changed_files,
     pretty_json,
     read_manifest,
@@ -48,16 +48,13 @@ class Expert:
 
 def write_expert(model: Any, expert: Expert, card: str, out: Path, log: Path) -> None:
     """Write adapter, description, card and log of a trained model: the folder whole or not at all."""
-    folder = out.with_name(f".{out.name}.new")
-    shutil.rmtree(folder, ignore_errors=True)
-    folder.mkdir(parents=True)
-    shutil.copy(log, folder / LOG_FILE)
-    model.save_pretrained(str(folder), safe_serialization=True)
-    write_atomic(folder / EXPERT_FILE, pretty_json(asdict(expert)))
-    write_atomic(folder / CARD_FILE, card.encode())
-    files = [*ADAPTER_FILES, EXPERT_FILE, CARD_FILE, LOG_FILE]
-    write_manifest(folder, KIND, {"versions": versions(*_PACKAGES)}, files)
-    os.replace(folder, out)
+    with atomic_folder(out) as folder:
+        shutil.copy(log, folder / LOG_FILE)
+        model.save_pretrained(str(folder), safe_serialization=True)
+        write_atomic(folder / EXPERT_FILE, pretty_json(asdict(expert)))
+        write_atomic(folder / CARD_FILE, card.encode())
+        files = [*ADAPTER_FILES, EXPERT_FILE, CARD_FILE, LOG_FILE]
+        write_manifest(folder, KIND, {"versions": versions(*_PACKAGES)}, files)
 
 
 def read_expert(folder: Path) -> tuple[Expert, str]:

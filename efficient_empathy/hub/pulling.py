@@ -1,7 +1,6 @@
 """``pull``: a folder from the Hub, every file checked against its manifest, and a note of where it came from."""
 
 import shutil
-import tempfile
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -12,6 +11,7 @@ from efficient_empathy.hub.client import check_files, check_names, hub, saying
 from efficient_empathy.manifest import (
     MANIFEST,
     ORIGIN,
+    atomic_folder,
     changed_files,
     manifest_digest,
     pretty_json,
@@ -94,14 +94,7 @@ def _is_there(out: Path, origin: Origin) -> bool:
 
 
 def _write(out: Path, paths: dict[str, Any], origin: Origin) -> None:
-    try:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        scratch = Path(tempfile.mkdtemp(dir=out.parent, prefix=f".{out.name}."))
-    except OSError as error:
-        raise EmpathyError(
-            f"cannot write to '{out.parent}': {error.strerror}. Choose another folder with -o."
-        ) from error
-    try:
+    with atomic_folder(out) as scratch:
         for name, path in paths.items():
             target = scratch / name
             target.parent.mkdir(parents=True, exist_ok=True)
@@ -112,13 +105,8 @@ def _write(out: Path, paths: dict[str, Any], origin: Origin) -> None:
                 "again, and if it stays so, tell its owner."
             )
         _note(scratch, origin)
-        scratch.chmod(0o755)
         if out.is_dir():
             out.rmdir()  # it is empty
-        scratch.rename(out)
-    except BaseException:
-        shutil.rmtree(scratch, ignore_errors=True)
-        raise
 
 
 def _note(folder: Path, origin: Origin) -> None:

@@ -1,6 +1,5 @@
 """The folder of a mixture: the router, the experts as they were, how it was made, and the hash of every file."""
 
-import os
 import shutil
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -18,6 +17,7 @@ from efficient_empathy.experts.models import LanguageModel
 from efficient_empathy.experts.rendering import Renderer
 from efficient_empathy.manifest import (
     MANIFEST,
+    atomic_folder,
     changed_files,
     pretty_json,
     read_manifest,
@@ -64,22 +64,19 @@ def write_mixture(
     router: Router, mixture: Mixture, adapters: Sequence[Adapter], card: str, out: Path, log: Path
 ) -> None:
     """Write the folder whole or not at all."""
-    folder = out.with_name(f".{out.name}.new")
-    shutil.rmtree(folder, ignore_errors=True)
-    folder.mkdir(parents=True)
-    shutil.copy(log, folder / LOG_FILE)
-    write_atomic(folder / ROUTER_FILE, save(router_tensors(router)))
-    write_atomic(folder / MIXTURE_FILE, pretty_json(asdict(mixture)))
-    write_atomic(folder / CARD_FILE, card.encode())
-    files = [ROUTER_FILE, MIXTURE_FILE, CARD_FILE, LOG_FILE]
-    for adapter in adapters:
-        target = folder / EXPERTS_FOLDER / adapter.name
-        target.mkdir(parents=True)
-        for name in [*read_manifest(adapter.folder)["files"], MANIFEST]:
-            shutil.copy(adapter.folder / name, target / name)
-            files.append(f"{EXPERTS_FOLDER}/{adapter.name}/{name}")
-    write_manifest(folder, KIND, {"versions": versions(*_PACKAGES)}, files)
-    os.replace(folder, out)
+    with atomic_folder(out) as folder:
+        shutil.copy(log, folder / LOG_FILE)
+        write_atomic(folder / ROUTER_FILE, save(router_tensors(router)))
+        write_atomic(folder / MIXTURE_FILE, pretty_json(asdict(mixture)))
+        write_atomic(folder / CARD_FILE, card.encode())
+        files = [ROUTER_FILE, MIXTURE_FILE, CARD_FILE, LOG_FILE]
+        for adapter in adapters:
+            target = folder / EXPERTS_FOLDER / adapter.name
+            target.mkdir(parents=True)
+            for name in [*read_manifest(adapter.folder)["files"], MANIFEST]:
+                shutil.copy(adapter.folder / name, target / name)
+                files.append(f"{EXPERTS_FOLDER}/{adapter.name}/{name}")
+        write_manifest(folder, KIND, {"versions": versions(*_PACKAGES)}, files)
 
 
 def router_tensors(router: Router) -> dict[str, Tensor]:

@@ -1,7 +1,5 @@
 """A plain PEFT adapter from a mixture, for those who need one: each gate fixed at its mean, and what that costs."""
 
-import os
-import shutil
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -17,7 +15,7 @@ from efficient_empathy.experts.artifact import ADAPTER_FILES, CARD_FILE, EXPERT_
 from efficient_empathy.experts.artifact import KIND as EXPERT
 from efficient_empathy.experts.batches import Rows
 from efficient_empathy.experts.subsets import choose
-from efficient_empathy.manifest import pretty_json, versions, write_atomic, write_manifest
+from efficient_empathy.manifest import atomic_folder, pretty_json, versions, write_atomic, write_manifest
 from efficient_empathy.moe.adapters import PREFIX, Adapter, read_adapters
 from efficient_empathy.moe.artifact import EXPERTS_FOLDER, Mixture, load_mixture, read_mixture
 from efficient_empathy.moe.measuring import conversations, paired, row_nll
@@ -46,10 +44,6 @@ def merge_mixture(
         raise EmpathyError(f"'{out}' is already there. Choose another folder with -o, or remove it first.")
     mixture, digest = read_mixture(folder)
     adapters = read_adapters([folder / EXPERTS_FOLDER / expert["name"] for expert in mixture.experts])
-    temporary = out.with_name(f".{out.name}.new")
-    shutil.rmtree(temporary, ignore_errors=True)
-    temporary.mkdir(parents=True)
-    rank = _write_adapter(adapters, mixture, temporary)
     expert = Expert(
         base=mixture.base,
         renderer=mixture.renderer,
@@ -62,10 +56,11 @@ def merge_mixture(
         data=mixture.data,
         result={},
     )
-    _write_rest(expert, "", temporary)
-    expert.result.update(rank=rank, **_measured(folder, temporary, mixture, data, (given_base, device)))
-    _write_rest(expert, _card(expert, mixture, out.name), temporary)
-    os.replace(temporary, out)
+    with atomic_folder(out) as temporary:
+        rank = _write_adapter(adapters, mixture, temporary)
+        _write_rest(expert, "", temporary)
+        expert.result.update(rank=rank, **_measured(folder, temporary, mixture, data, (given_base, device)))
+        _write_rest(expert, _card(expert, mixture, out.name), temporary)
     return expert
 
 

@@ -80,7 +80,7 @@ class Job:
     """Start over in a folder that another run has written."""
     unit_bytes: int | None = None
     """About how much of a file is read, written and, after a kill, repeated as a whole; None takes a 64th of the inputs,
-    from 1 to 8 MiB, so that workers end at about the same time."""
+    from 256 KiB to 8 MiB, so that workers end at about the same time."""
     chunk: int = 2000
     """Examples that are scored and held in memory at a time."""
     workers: int | Literal["auto"] = 1

@@ -163,10 +163,10 @@ def test_a_missing_package_is_named(monkeypatch):
 
 
 def test_small_inputs_are_cut_finer_so_that_workers_can_share_them(tmp_path):
-    # 3 MiB of lines of 1 KiB: 1 MiB a unit at the least, though a 64th would be less.
+    # 3 MiB of lines of 1 KiB: 256 KiB a unit at the least, though a 64th would be less.
     (tmp_path / "a.jsonl").write_bytes(b"{}".ljust(1023) + b"\n")
     (tmp_path / "b.jsonl").write_bytes((b"{}".ljust(1023) + b"\n") * 3 * 1024)
-    assert [unit.stop - unit.start for unit in plan_units([str(tmp_path)], None)] == [1024, *[1 << 20] * 3]
+    assert [unit.stop - unit.start for unit in plan_units([str(tmp_path)], None)] == [1024, *[256 << 10] * 12]
     assert len(plan_units([str(tmp_path)])) == 2
     # 96 MiB: a 64th is 1.5 MiB.
     with open(tmp_path / "b.jsonl", "ab") as file:
