@@ -1,6 +1,8 @@
 """Which rows are run together: like lengths side by side, as many rows as a budget of tokens takes."""
 
+import contextlib
 from collections.abc import Callable, Iterator
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 
 import numpy as np
@@ -45,6 +47,8 @@ def run_batches(
     budget: TokenBudget,
     run: Callable[[np.ndarray], None],
     pad_to: Callable[[int], int] = int,
+    side_by_side: int = 1,
+    on_batch: Callable[[int], None] | None = None,
 ) -> TokenCount:
     """Run all rows in batches; a batch that does not fit in memory is halved, and so is the budget, for good.
 
@@ -53,6 +57,8 @@ def run_batches(
         budget: of tokens of a batch with its padding.
         run: takes row indices, int64 (rows,), and raises MemoryError where they are too many.
         pad_to: the length that a batch is padded to, given its longest row; must not fall as that grows.
+        side_by_side: batches that run at a time, each in a thread of its own; which rows are in a batch does not depend on it.
+        on_batch: told the rows of each batch that is done, in the calling thread.
 
     Returns:
         What was computed.
@@ -60,24 +66,52 @@ def run_batches(
     Raises:
         EmpathyError: memory does not suffice for one row alone.
     """
-    order = np.argsort(-lengths, kind="stable")
-    done, count = 0, TokenCount()
-    while done < len(order):
-        longest = max(1, pad_to(int(lengths[order[done]])))
-        rows = order[done : done + max(1, budget.tokens // longest)]
+    left, count = np.argsort(-lengths, kind="stable"), TokenCount()
+    running: dict[Future[None], tuple[np.ndarray, int]] = {}
+    with _starter(run, side_by_side) as start:
+        while len(left) or running:
+            while len(left) and len(running) < side_by_side:
+                longest = max(1, pad_to(int(lengths[left[0]])))
+                rows, left = np.split(left, [max(1, budget.tokens // longest)])
+                running[start(rows)] = rows, longest
+            for future in wait(running, return_when=FIRST_COMPLETED).done:
+                rows, longest = running.pop(future)
+                try:
+                    future.result()
+                except MemoryError as error:
+                    if len(rows) == 1:
+                        raise EmpathyError(
+                            f"memory does not suffice for one example of {longest} tokens: {error}. "
+                            "Use fewer --workers, or --device cpu."
+                        ) from error
+                    budget.tokens = min(budget.tokens, len(rows) // 2 * longest)
+                    left = np.concatenate([rows, left])
+                    left = left[np.argsort(-lengths[left], kind="stable")]
+                    continue
+                count += TokenCount(int(lengths[rows].sum()), len(rows) * longest)
+                if on_batch is not None:
+                    on_batch(len(rows))
+    return count
+
+
+@contextlib.contextmanager
+def _starter(run: Callable[[np.ndarray], None], side_by_side: int) -> Iterator[Callable[[np.ndarray], "Future[None]"]]:
+    """What starts a batch: threads where several run at a time, else the calling thread, in which it is done at once."""
+    if side_by_side > 1:
+        with ThreadPoolExecutor(side_by_side, "ee-batch") as pool:
+            yield lambda rows: pool.submit(run, rows)
+        return
+
+    def here(rows: np.ndarray) -> Future[None]:
+        future: Future[None] = Future()
         try:
             run(rows)
+            future.set_result(None)
         except MemoryError as error:
-            if len(rows) == 1:
-                raise EmpathyError(
-                    f"memory does not suffice for one example of {longest} tokens: {error}. "
-                    "Use fewer --workers, or --device cpu."
-                ) from error
-            budget.tokens = len(rows) // 2 * longest
-            continue
-        done += len(rows)
-        count += TokenCount(int(lengths[rows].sum()), len(rows) * longest)
-    return count
+            future.set_exception(error)
+        return future
+
+    yield here
 
 
 def token_budget_batches(lengths: np.ndarray, max_batch_tokens: int) -> Iterator[np.ndarray]:

@@ -32,7 +32,7 @@ class BenchOptions:
     device: str = "auto"
     """One of ``DEVICES``."""
     threads: int | None = None
-    """Threads inside one operator; None takes all usable cores."""
+    """Threads that compute, on CPUs a batch each; None takes all usable cores."""
     tokenizer: str = "auto"
     """``tokenizers``, ``tokie`` or ``auto``."""
     rounds: int = 3

@@ -37,7 +37,7 @@ class Task:
     route: Route | None
     scorer: ShippedScorer | RatesExamples
     threads: int
-    """Threads inside one operator."""
+    """Threads that compute."""
     run: str
     """Name of a file among the run's unfinished ones: gone once the run has ended or another has begun."""
     folder: str | None

@@ -63,7 +63,7 @@ def ship_scorer(scorer: Scorer, device: str, threads: int) -> ShippedScorer:
     Args:
         scorer: with the precision and the tokenizer that are to be used everywhere.
         device: where it is to run there, ``cpu`` or ``cuda``.
-        threads: threads inside one operator, there.
+        threads: threads that compute, there.
     """
     import ray
 

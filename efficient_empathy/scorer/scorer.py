@@ -93,7 +93,7 @@ class Scorer:
             tier: ``transformer``; ``fast``, far cheaper and less exact; ``cascade``, the fast tier with the transformer for
                 the rows that it is not sure of; ``auto``: with a policy the cheapest that keeps ``max_flips``, else the
                 transformer.
-            threads: threads inside one operator; None takes all usable cores.
+            threads: threads that compute, on CPUs a batch each; None takes all usable cores.
             tokenizer: ``tokenizers``, ``tokie``, or ``auto``: tokie where it is installed and gives the ids of ``tokenizers``.
             policy: what the scores are to decide, such as ``PaperPolicy()``; a cascade cannot do without.
             max_flips: largest share of decisions by ``policy`` that may differ from the transformer's.
@@ -153,11 +153,11 @@ class Scorer:
 
     @property
     def threads(self) -> int | None:
-        """Threads inside one operator, as asked for; None takes all usable cores."""
+        """Threads that compute, as asked for; None takes all usable cores."""
         return self._options.threads
 
     def with_threads(self, threads: int) -> "Scorer":
-        """The same scorer with another number of threads inside one operator."""
+        """The same scorer with another number of threads."""
         other = copy.copy(self)
         other._options = replace(self._options, threads=threads)
         other._make_tiers()

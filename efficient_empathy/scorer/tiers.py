@@ -11,10 +11,10 @@ import numpy as np
 from efficient_empathy.dialogues.types import Example
 from efficient_empathy.scorer.artifact import TOKENIZER_FILE, ScorerSpec
 from efficient_empathy.scorer.batching import TokenBudget, TokenCount, run_batches
-from efficient_empathy.scorer.devices import GPU_BATCH_TOKENS, bucket, on_gpu
+from efficient_empathy.scorer.devices import GPU_BATCH_TOKENS, bucket, first_choice, on_gpu
 from efficient_empathy.scorer.encoding import Encoder
 from efficient_empathy.scorer.fast import FastEncoder
-from efficient_empathy.scorer.session import open_session, run_batch, run_bound
+from efficient_empathy.scorer.session import open_session, run_batch, run_bound, usable_cores
 from efficient_empathy.scorer.tokenising import choose_tokenizer
 
 TRANSFORMER, FAST = "transformer", "fast"
@@ -31,7 +31,7 @@ class TierOptions:
     device: str = "auto"
     """One of ``DEVICES``; the fast tier is for CPUs and stays there."""
     threads: int | None = None
-    """Threads inside one operator; None takes all usable cores."""
+    """Threads that compute, on CPUs a batch each; None takes all usable cores."""
     tokenizer: str = "auto"
     """``tokenizers``, ``tokie``, or ``auto``."""
 
@@ -110,18 +110,24 @@ class TransformerTier(Tier):
 
         def run(rows: np.ndarray) -> None:
             scores[rows] = run_one(session, encoded.batch(rows, encoder.spec.pad, pad_to))
-            if on_batch is not None:
-                on_batch(len(rows))
 
-        self.tokens += run_batches(encoded.lengths, self._budget, run, pad_to)
+        self.tokens += run_batches(encoded.lengths, self._budget, run, pad_to, self._side_by_side, on_batch)
         return scores
+
+    @property
+    def _side_by_side(self) -> int:
+        """Batches at a time: on CPUs one a thread, since threads inside an operator wait for each other at its end."""
+        if first_choice(self._options.device) != "cpu":
+            return 1
+        return self._options.threads or usable_cores()
 
     def _bucket(self, length: int) -> int:
         # No further than what the encoder has positions for.
         return bucket(length, self._spec.encoding.max_tokens)
 
     def _open_session(self, model: Path) -> Any:
-        return open_session(model, self._options.device, self._options.threads, self._fp16)
+        threads = 1 if self._side_by_side > 1 else self._options.threads
+        return open_session(model, self._options.device, threads, self._fp16)
 
     def _make_encoder(self, tokenizer: Any) -> Encoder:
         return Encoder(tokenizer, self._spec.encoding)

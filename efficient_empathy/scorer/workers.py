@@ -32,13 +32,13 @@ class WorkerPlan:
     workers: int
     """Processes that rate; 1 is the process of the run itself."""
     threads: int
-    """Threads inside one operator, in each of them."""
+    """Threads that compute in each of them."""
 
 
 def plan_workers(job: Job, scorer: RatesExamples, units: int) -> WorkerPlan:
     """Share out the cores this process may use.
 
-    ``auto`` gives each core a worker with one thread, which is faster than threads inside one operator (see
+    ``auto`` gives each core a worker with one thread, since all that is not the model runs on one thread (see
     docs/throughput.md); a scorer on a GPU has one worker, since each would hold a model there.
 
     Args:

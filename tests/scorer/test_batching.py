@@ -1,8 +1,10 @@
 """Which rows are run together."""
 
+import threading
+
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from efficient_empathy.errors import EmpathyError
@@ -87,14 +89,39 @@ def test_a_batch_that_does_not_fit_is_halved_and_the_smaller_size_remembered():
     assert memory.refused == 2
 
 
-@given(LENGTHS, st.integers(1, 1000), st.integers(300, 1000))
-def test_each_row_is_run_once_whatever_memory_allows(lengths, tokens, memory_tokens):
+@settings(deadline=None)  # starting threads takes what the machine allows
+@given(LENGTHS, st.integers(1, 1000), st.integers(300, 1000), st.sampled_from([1, 3]))
+def test_each_row_is_run_once_whatever_memory_allows(lengths, tokens, memory_tokens, side_by_side):
     memory = SmallMemory(lengths, memory_tokens)
-    count = run_batches(lengths, TokenBudget(tokens), memory.run)
+    count = run_batches(lengths, TokenBudget(tokens), memory.run, side_by_side=side_by_side)
     assert sorted(row for rows in memory.done for row in rows) == list(range(len(lengths)))
     assert count.real == lengths.sum() <= count.computed
     if not memory.refused:
         assert count.padding_share == pytest.approx(padding_share(lengths, tokens))
+
+
+def test_two_batches_run_at_a_time_and_are_those_of_one_at_a_time():
+    lengths = np.array([9, 1, 7, 3, 5, 8, 2, 6, 4, 10])
+    alone: list[list[int]] = []
+    run_batches(lengths, TokenBudget(20), lambda rows: alone.append(rows.tolist()))
+    together, meeting, told = [], threading.Barrier(2, timeout=20), []
+
+    def run(rows):
+        together.append(rows.tolist())
+        meeting.wait()  # goes on only when another batch runs as well
+
+    assert len(alone) % 2 == 0
+    count = run_batches(lengths, TokenBudget(20), run, side_by_side=2, on_batch=lambda n: told.append(n))
+    assert sorted(together) == sorted(alone)
+    assert (count.real, sum(told)) == (55, 10)
+
+
+def test_a_fault_in_a_thread_is_raised_where_the_batches_were_asked_for():
+    def run(rows):
+        raise ValueError("broken graph")
+
+    with pytest.raises(ValueError, match="broken graph"):
+        run_batches(np.full(9, 5), TokenBudget(10), run, side_by_side=2)
 
 
 def test_one_example_that_does_not_fit_is_an_error_to_be_mended():

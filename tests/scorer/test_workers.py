@@ -212,7 +212,7 @@ class WithThreads(LengthScorer):
         ("auto", 2, "cpu", 100, (2, 2)),
         ("auto", 8, "cpu", 100, (1, 8)),
         ("auto", None, "cpu", 3, (3, 1)),
-        ("auto", None, "cpu", 1, (1, 4)),  # one compressed file: the cores work inside the operators
+        ("auto", None, "cpu", 1, (1, 4)),  # one compressed file: the cores compute a batch each
         ("auto", None, "cpu", 0, (1, 4)),
         ("auto", None, "cuda", 100, (1, 4)),
         (1, None, "cpu", 100, (1, 4)),
