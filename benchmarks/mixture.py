@@ -139,7 +139,14 @@ def nll(bench: Bench) -> dict:
             values.setdefault(name, []).append(of_rows)
     stacked = {name: np.stack(seeds, 1) for name, seeds in values.items()}
     groups = conversations(rows, examples)
-    result: dict = {"rows": len(rows.rows), "conversations": len(set(groups)), "seeds": bench.seeds, "failed": failed}
+    tested = {"shares": bench.options.shares, "skipped": bench.options.skip}
+    result: dict = {
+        **tested,
+        "rows": len(rows.rows),
+        "conversations": len(set(groups)),
+        "seeds": bench.seeds,
+        "failed": failed,
+    }
     parts = {"both": np.arange(len(groups)), **{name: np.flatnonzero(places == i) for i, name in enumerate(SUBSETS)}}
     for part, index in parts.items():
         some = Rows([rows.rows[i] for i in index], rows.pad, {}, 0)
@@ -307,12 +314,13 @@ def main() -> None:
     parts = {"nll": nll, "speed": speed, "memory": memory}
     for part in options.parts.split(","):
         found = parts[part](bench)
+        key = f"{part}_{options.shares}" if part == "nll" else part
         # A smoke run leaves no figures: they would say nothing.
         path = options.keep / f"{name}.json"
         if options.small:
             path.write_text(json.dumps(found, indent=2) + "\n", encoding="utf-8")
         else:
-            write_result(name, {**read_result(name), "steps": options.steps, part: found})
+            write_result(name, {**read_result(name), "steps": options.steps, key: found})
 
 
 if __name__ == "__main__":
