@@ -4,7 +4,7 @@ python benchmarks/ray_engine.py --scorer SCORER-FOLDER [--examples 200000] [--ti
 
 Whole commands in turns, local first. A Ray of its own is started and ended within each command; ``speed_ratio`` is of the
 rating time that run.json tells, which includes that start, and ``whole_ratio`` of the commands' whole time. The result goes to
-benchmarks/results/ray_engine.json.
+benchmarks/results/ray_engine.json, beside that of other tiers.
 """
 
 import argparse
@@ -14,7 +14,7 @@ import statistics
 import tempfile
 from pathlib import Path
 
-from common import run_command, write_result
+from common import read_result, run_command, write_result
 from filtering import digest
 from throughput import write_input
 
@@ -62,7 +62,7 @@ def main() -> None:
         "runs": [result for pair in pairs for result in pair],
     }
     print(f"speed of ray to local: {result['speed_ratio']:.3f}; same bytes: {result['same_bytes']}")
-    write_result("ray_engine", result)
+    write_result("ray_engine", {**read_result("ray_engine"), options.tier: result})
 
 
 if __name__ == "__main__":
