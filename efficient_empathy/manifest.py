@@ -108,7 +108,8 @@ def folder_beside(out: Path) -> Path:
     """
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
-        for left in out.parent.glob(f".{glob.escape(out.name)}.*{_UNFINISHED}"):
+        # Eight characters, as mkdtemp draws them: 'scorer' leaves those of 'scorer.v2' alone.
+        for left in out.parent.glob(f".{glob.escape(out.name)}.????????{_UNFINISHED}"):
             shutil.rmtree(left, ignore_errors=True)
         return Path(tempfile.mkdtemp(dir=out.parent, prefix=f".{out.name}.", suffix=_UNFINISHED))
     except OSError as error:

@@ -8,6 +8,7 @@ import pytest
 
 from efficient_empathy.errors import EmpathyError
 from efficient_empathy.manifest import (
+    atomic_folder,
     atomic_open,
     canonical_json,
     changed_files,
@@ -104,3 +105,19 @@ def test_versions_leave_out_what_is_absent():
     assert found["click"].startswith("8.")
     assert "surely-not-installed" not in found
     assert set(found) >= {"python", "click"}
+
+
+def test_a_folder_is_there_whole_or_not_at_all(tmp_path):
+    left, neighbour = tmp_path / ".scorer.abcdefgh.unfinished", tmp_path / ".scorer.v2.abcdefgh.unfinished"
+    left.mkdir()
+    neighbour.mkdir()
+    with pytest.raises(ValueError, match="half way"), atomic_folder(tmp_path / "scorer") as folder:
+        (folder / "a").write_text("a")
+        raise ValueError("half way")
+    # What a killed run of the same name left is gone, as is the half; 'scorer.v2' may still be written by somebody.
+    assert list(tmp_path.iterdir()) == [neighbour]
+    with atomic_folder(tmp_path / "scorer") as folder:
+        (folder / "a").write_text("a")
+        assert not (tmp_path / "scorer").exists()
+    assert (tmp_path / "scorer" / "a").read_text() == "a"
+    assert sorted(tmp_path.iterdir()) == [neighbour, tmp_path / "scorer"]

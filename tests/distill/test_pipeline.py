@@ -210,7 +210,7 @@ def test_a_place_that_cannot_be_written_to_is_said_before_training(tiny_bert, ma
 
 
 def test_what_a_killed_run_left_is_cleared_away(tiny_bert, make_synthetic, tiny_options, tmp_path):
-    left, other = tmp_path / ".scorer.abc.unfinished", tmp_path / ".scorer.yaml"
+    left, other = tmp_path / ".scorer.abcdefgh.unfinished", tmp_path / ".scorer.yaml"
     left.mkdir()
     (left / "tokenizer.json").write_text("{}")
     other.write_text("mine")
