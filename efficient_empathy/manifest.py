@@ -78,9 +78,18 @@ def atomic_open(path: Path) -> Iterator[BinaryIO]:
 
 
 def write_atomic(path: Path, data: bytes) -> None:
-    """Write a whole file so that a reader, or a run that was killed, sees the old content or the new, never a part."""
-    with atomic_open(path) as file:
-        file.write(data)
+    """Write a whole file so that a reader, or a run that was killed, sees the old content or the new, never a part.
+
+    Raises:
+        EmpathyError: the folder cannot be written to, or the disk is full.
+    """
+    try:
+        with atomic_open(path) as file:
+            file.write(data)
+    except OSError as error:
+        raise EmpathyError(
+            f"cannot write '{path}': {error.strerror or error}. Mend that and run the same command again."
+        ) from error
 
 
 @contextlib.contextmanager
@@ -91,17 +100,48 @@ def atomic_folder(out: Path) -> Iterator[Path]:
         EmpathyError: the folder around it cannot be written to.
     """
     folder = folder_beside(out)
+    with _in_use(folder):
+        try:
+            yield folder
+            folder.chmod(0o755)
+            try:
+                os.replace(folder, out)
+            except OSError as error:
+                raise EmpathyError(
+                    f"cannot write '{out}': {error.strerror}. Did another run make it meanwhile? Choose another folder with -o."
+                ) from error
+        except BaseException:
+            shutil.rmtree(folder, ignore_errors=True)
+            raise
+
+
+@contextlib.contextmanager
+def _in_use(folder: Path) -> Iterator[None]:
+    """Lock a folder; the system lets go of it when the process ends, however it ends.
+
+    Raises:
+        BlockingIOError: another process has it.
+    """
     try:
-        yield folder
-        folder.chmod(0o755)
-        os.replace(folder, out)
-    except BaseException:
-        shutil.rmtree(folder, ignore_errors=True)
-        raise
+        import fcntl
+    except ModuleNotFoundError:  # not on this system
+        yield
+        return
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise
+        except OSError:
+            pass  # a file system without locks
+        yield
+    finally:
+        os.close(descriptor)
 
 
 def folder_beside(out: Path) -> Path:
-    """An empty folder next to ``out``, without those of its kind that a killed run has left.
+    """An empty folder next to ``out``, without those of its kind that a killed run has left; those of a run at work stay.
 
     Raises:
         EmpathyError: the folder around it cannot be written to.
@@ -110,7 +150,8 @@ def folder_beside(out: Path) -> Path:
         out.parent.mkdir(parents=True, exist_ok=True)
         # Eight characters, as mkdtemp draws them: 'scorer' leaves those of 'scorer.v2' alone.
         for left in out.parent.glob(f".{glob.escape(out.name)}.????????{_UNFINISHED}"):
-            shutil.rmtree(left, ignore_errors=True)
+            with contextlib.suppress(BlockingIOError, FileNotFoundError), _in_use(left):
+                shutil.rmtree(left, ignore_errors=True)
         return Path(tempfile.mkdtemp(dir=out.parent, prefix=f".{out.name}.", suffix=_UNFINISHED))
     except OSError as error:
         raise EmpathyError(

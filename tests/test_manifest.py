@@ -1,6 +1,10 @@
 """Hashes and atomic writes: what is on the disk is the old content or the new, never a part."""
 
 import hashlib
+import os
+import subprocess
+import sys
+from pathlib import Path
 
 import numpy as np
 import orjson
@@ -22,6 +26,7 @@ from efficient_empathy.manifest import (
     write_manifest,
 )
 
+ROOT = Path(__file__).parents[1]
 ABC = "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"  # SHA-256 of "abc", FIPS 180-2, appendix B.1
 
 
@@ -121,3 +126,42 @@ def test_a_folder_is_there_whole_or_not_at_all(tmp_path):
         assert not (tmp_path / "scorer").exists()
     assert (tmp_path / "scorer" / "a").read_text() == "a"
     assert sorted(tmp_path.iterdir()) == [neighbour, tmp_path / "scorer"]
+
+
+HOLDING = """
+import sys, time
+from pathlib import Path
+from efficient_empathy.manifest import atomic_folder
+with atomic_folder(Path(sys.argv[1])) as folder:
+    (folder / "work").write_text("half done")
+    print("ready", flush=True)
+    time.sleep(60)
+"""
+
+
+def test_the_unfinished_folder_of_a_run_at_work_stays_and_that_of_a_killed_one_goes(tmp_path):
+    out = tmp_path / "scorer"
+    process = subprocess.Popen([sys.executable, "-c", HOLDING, str(out)], stdout=subprocess.PIPE, cwd=ROOT)
+    try:
+        assert process.stdout.readline() == b"ready\n"
+        (theirs,) = tmp_path.iterdir()
+        with atomic_folder(out) as ours:
+            (ours / "done").write_text("x")
+            assert (theirs / "work").read_text() == "half done"
+    finally:
+        process.kill()
+        process.communicate()
+    assert theirs.is_dir()
+    with pytest.raises(EmpathyError, match="Did another run make it meanwhile"), atomic_folder(out):
+        assert not theirs.exists()
+    assert (out / "done").read_text() == "x"
+
+
+def test_a_full_disk_is_one_sentence(tmp_path, monkeypatch):
+    def full(descriptor):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(EmpathyError, match=r"cannot write '.*plan.json': No space left on device"):
+        write_atomic(tmp_path / "plan.json", b"{}")
+    assert list(tmp_path.iterdir()) == []

@@ -50,9 +50,9 @@ class Places:
                 that name with other bytes is just called the same.
         """
         for path in self._candidates(name):
-            if path.is_file() and self._sha256(path) == sha256:
+            if os.path.isfile(path) and self._sha256(path) == sha256:
                 return path, True
-        return (Path(name) if is_path and Path(name).is_file() else None), False
+        return (Path(name) if is_path and os.path.isfile(name) else None), False
 
     def _candidates(self, name: str) -> Iterator[Path]:
         yield Path(name)
@@ -62,11 +62,14 @@ class Places:
         for folder in self._folders:
             yield folder / Path(name).name
 
-    def _sha256(self, path: Path) -> str:
-        status = path.stat()
-        key = (str(path.resolve()), status.st_size, status.st_mtime_ns)
-        if key not in self._hashed:
-            self._hashed[key] = sha256_file(path)
+    def _sha256(self, path: Path) -> str | None:
+        try:
+            status = path.stat()
+            key = (str(path.resolve()), status.st_size, status.st_mtime_ns)
+            if key not in self._hashed:
+                self._hashed[key] = sha256_file(path)
+        except OSError:
+            return None  # not ours to read: it is no place to find things in
         return self._hashed[key]
 
     @property
@@ -86,11 +89,12 @@ class Places:
 
     @cached_property
     def _manifests(self) -> list[Path]:
-        return [path for folder in self._folders if (path := folder / MANIFEST).is_file()]
+        return [path for folder in self._folders if os.path.isfile(path := folder / MANIFEST)]
 
     @cached_property
     def _by_digest(self) -> dict[str, Path]:
-        return {sha256_file(path): path.parent for path in reversed(self._manifests)}
+        digests = [(self._sha256(path), path.parent) for path in reversed(self._manifests)]
+        return {digest: folder for digest, folder in digests if digest is not None}
 
     @cached_property
     def _by_file(self) -> dict[str, Path]:

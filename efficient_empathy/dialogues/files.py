@@ -4,6 +4,7 @@ import contextlib
 import glob
 import os
 import posixpath
+import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, BinaryIO, cast
 
@@ -40,6 +41,11 @@ def is_url(path: str) -> bool:
 def base_name(path: str) -> str:
     """A file's name without its folder; of a URL without its query."""
     return posixpath.basename(path.split("?")[0]) if is_url(path) else os.path.basename(path)
+
+
+def shown_path(path: str) -> str:
+    """A path as it may be passed on: a URL without user, password and query, where keys are sometimes put."""
+    return re.sub(r"://[^/@]*@", "://", path.split("?")[0]) if is_url(path) else path
 
 
 def container_of(path: str) -> tuple[str, str] | None:
@@ -201,6 +207,12 @@ def _read_json(path: str) -> Any:
 
 
 def _local_names(folder: str) -> Iterator[str]:
-    for parent, _, names in os.walk(folder, followlinks=False):
+    for parent, _, names in os.walk(folder, onerror=_refuse, followlinks=False):
         relative = os.path.relpath(parent, folder).replace(os.sep, "/")
         yield from (name if relative == "." else f"{relative}/{name}" for name in names)
+
+
+def _refuse(error: OSError) -> None:
+    """A folder that cannot be listed must not be passed over: its rows would be missing without a word."""
+    with _named(str(error.filename)):
+        raise error

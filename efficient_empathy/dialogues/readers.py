@@ -196,15 +196,21 @@ def _json_list(path: str, blocks: Iterable[bytes], first: int) -> Iterator[Found
         yield Reject(path, first, "invalid-json", f"the file is not a JSON list: {error}", "")
         return
     for number, row in enumerate(rows if isinstance(rows, list) else [rows], first):
+        try:
+            text = row_json(row)
+        except TypeError:  # orjson reads some 1,000 levels, and writes some 250
+            yield Reject(path, number, "too-deep", "the item's values lie too many levels deep to be written again", "")
+            continue
         if isinstance(row, dict):
             yield number, row, None
         else:
-            yield Reject(path, number, "not-an-object", "the list's item is no object", _text(orjson.dumps(row)))
+            yield Reject(path, number, "not-an-object", "the list's item is no object", _text(text))
 
 
 def _sheet(path: str, blocks: Iterable[bytes], first: int) -> Iterator[Found]:
     number = first
-    delimiter = "\t" if ".tsv" in base_name(path).lower() else ","
+    name = base_name(path).lower().removesuffix(".gz").removesuffix(".zst")
+    delimiter = "\t" if name.endswith(".tsv") else ","
     try:
         for found in read_sheet(path, split_lines(blocks), delimiter):
             number = found.line if isinstance(found, Reject) else found[0]
@@ -216,12 +222,14 @@ def _sheet(path: str, blocks: Iterable[bytes], first: int) -> Iterator[Found]:
 _WHOLE = {"lines": _json_lines, "json": _json_list, "csv": _sheet}
 
 
-def _table(unit: Unit, rows: Iterable[dict[str, Any] | UnicodeDecodeError]) -> Iterator[Found]:
+def _table(unit: Unit, rows: Iterable[dict[str, Any] | Exception]) -> Iterator[Found]:
     number = unit.line - 1
     try:
         for number, row in enumerate(rows, unit.line):
             if isinstance(row, UnicodeDecodeError):
                 yield Reject(unit.path, number, "invalid-utf8", "a column's text is not UTF-8", "")
+            elif isinstance(row, Exception):
+                yield Reject(unit.path, number, "bad-value", f"a column's value is out of range: {row}", "")
             else:
                 yield number, row, None
     except DamagedFileError as error:

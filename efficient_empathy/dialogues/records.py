@@ -84,8 +84,12 @@ def _has_old_fields(keys: tuple[str, ...]) -> bool:
     return any(key.startswith(FIELD_PREFIX) for key in keys)
 
 
-def row_json(row: Mapping[str, Any]) -> bytes:
-    """A row of any container as JSON."""
+def row_json(row: Any) -> bytes:
+    """A row of any container, or a value of one, as JSON.
+
+    Raises:
+        TypeError: it lies more than some 250 levels deep.
+    """
     return orjson.dumps(row, default=_plain, option=orjson.OPT_SERIALIZE_NUMPY | orjson.OPT_NON_STR_KEYS)
 
 
@@ -140,7 +144,7 @@ def scored_turn(row: Mapping[str, Any], dialogue: Dialogue) -> int:
         RowError: it is not the index of a listener turn of this dialogue.
     """
     value, turns = row[_SCORED_TURN], dialogue.turns
-    if isinstance(value, str) and value.isascii() and value.isdigit():  # a CSV cell
+    if isinstance(value, str) and value.isascii() and value.isdigit() and len(value) < 10:  # a CSV cell
         value = int(value)
     if (
         isinstance(value, bool)

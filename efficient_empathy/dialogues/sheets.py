@@ -12,6 +12,7 @@ from efficient_empathy.errors import EmpathyError
 Found = Reject | Row
 """A row, or why there is none."""
 
+_MOST_DIGITS = 9
 _UTTERANCE_COLUMNS = {"conv_id", "utterance_idx", "context", "prompt", "speaker_idx", "utterance"}
 
 
@@ -24,13 +25,22 @@ def read_sheet(path: str, lines: Iterable[bytes], delimiter: str) -> Iterator[Fo
         delimiter: what stands between cells.
 
     Raises:
-        EmpathyError: the header names a column twice.
+        EmpathyError: the header cannot be read, or names a column twice.
     """
     texts = _texts(lines)
     # The csv module's own limit, 131,072 characters a cell, is less than a long conversation.
     csv.field_size_limit(max(csv.field_size_limit(), MAX_LINE_BYTES))
     reader = csv.reader(texts, delimiter=delimiter)
-    header = next(reader, None)
+    try:
+        header = next(reader, None)
+    except csv.Error as error:
+        header, fault = [], str(error)
+    else:
+        fault = "it is not UTF-8" if header and not _is_utf8("".join(header)) else ""
+    if fault:
+        raise EmpathyError(
+            f"'{path}' has a first line that cannot be read: {fault}. Save it as UTF-8 text whose lines end with a line feed."
+        )
     if header is None:
         return
     if len(set(header)) < len(header):
@@ -38,7 +48,7 @@ def read_sheet(path: str, lines: Iterable[bytes], delimiter: str) -> Iterator[Fo
             f"'{path}' must name each column differently in its first line; found: {', '.join(header)[:200]}."
         )
     if set(header) >= _UTTERANCE_COLUMNS:
-        yield from _utterance_rows(path, texts, header, reader.line_num + 1)
+        yield from _utterance_rows(path, texts, header, reader.line_num + 1, delimiter)
     else:
         yield from _plain_rows(path, reader, header)
 
@@ -102,15 +112,15 @@ class _Conversation:
     """Reason and detail of the first line that could not be read: the conversation is then rejected whole."""
 
 
-def _utterance_rows(path: str, texts: Iterator[str], header: list[str], first: int) -> Iterator[Found]:
+def _utterance_rows(path: str, texts: Iterator[str], header: list[str], first: int, delimiter: str) -> Iterator[Found]:
     current: _Conversation | None = None
     try:
         for number, text in enumerate(texts, first):
             line = text.strip("\r\n")
             if not line.strip():
                 continue
-            cells = _cells(line, header)
-            own = line.split(",", 1)[0].strip('"') if cells is None else cells["conv_id"]
+            cells = _cells(line, header, delimiter)
+            own = line.split(delimiter, 1)[0].strip('"') if cells is None else cells["conv_id"]
             if current is None or current.id != own:
                 if current is not None:
                     yield _finished(path, current)
@@ -146,25 +156,29 @@ def _finished(path: str, found: _Conversation) -> Found:
     return found.line, row, None
 
 
-def _cells(line: str, header: list[str]) -> dict[str, str] | None:
+def _cells(line: str, header: list[str], delimiter: str) -> dict[str, str] | None:
     """One line by column, or None.
 
     The data set's own files hold no quoted cells: a comma is ``_comma_``, a quote is just a quote, and some lines have
     one cell more than the header. Copies that were saved again may be quoted. What fits is taken.
     """
-    for cells in (_quoted(line), line.split(",")):
+    for cells in (_quoted(line, delimiter), line.split(delimiter)):
         if len(cells) in (len(header), len(header) + 1):
             row = dict(zip(header, cells, strict=False))
-            if row["utterance_idx"].strip().isdecimal() and row["speaker_idx"].strip().isdecimal():
+            if _is_number(row["utterance_idx"]) and _is_number(row["speaker_idx"]):
                 return row
     return None
 
 
-def _quoted(line: str) -> list[str]:
+def _is_number(cell: str) -> bool:
+    return cell.strip().isdecimal() and len(cell) <= _MOST_DIGITS
+
+
+def _quoted(line: str, delimiter: str) -> list[str]:
     if '"' not in line:
         return []
     try:
-        return next(csv.reader([line], strict=True), [])
+        return next(csv.reader([line], strict=True, delimiter=delimiter), [])
     except csv.Error:
         return []
 

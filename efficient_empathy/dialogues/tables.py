@@ -28,8 +28,8 @@ def plan_batches(path: str, unit_bytes: int) -> Iterator[Cut]:
     yield from _cuts(iter(sizes), unit_bytes)
 
 
-def read_row_groups(path: str, start: int, stop: int) -> Iterator[dict[str, Any] | UnicodeDecodeError]:
-    """The rows of some row groups; a row whose text is not UTF-8 comes as the error.
+def read_row_groups(path: str, start: int, stop: int) -> Iterator[dict[str, Any] | Exception]:
+    """The rows of some row groups; a row with text that is not UTF-8, or a date out of range, comes as the error.
 
     Raises:
         DamagedFileError: a row group does not unpack; the rows before have been given out.
@@ -42,8 +42,7 @@ def read_row_groups(path: str, start: int, stop: int) -> Iterator[dict[str, Any]
             try:
                 batch = next(batches, None)
             except (pa.ArrowInvalid, OSError) as error:
-                # pyarrow reports a fault of the content as a plain OSError; a disk or a network raises something else.
-                if isinstance(error, OSError) and (type(error) is not OSError or error.errno is not None):
+                if not _of_content(error):
                     raise
                 detail = f"the rows from here to the end of the row group do not unpack: {error}"
                 raise DamagedFileError("damaged-file", detail) from error
@@ -52,8 +51,8 @@ def read_row_groups(path: str, start: int, stop: int) -> Iterator[dict[str, Any]
             yield from _rows(batch)
 
 
-def read_batches(path: str, start: int, stop: int) -> Iterator[dict[str, Any] | UnicodeDecodeError]:
-    """The rows of some record batches; a row whose text is not UTF-8 comes as the error."""
+def read_batches(path: str, start: int, stop: int) -> Iterator[dict[str, Any] | Exception]:
+    """The rows of some record batches; errors as in ``read_row_groups``."""
     for index, batch in enumerate(_arrow_batches(path)):
         if index >= stop:
             return
@@ -84,7 +83,9 @@ def _parquet(path: str) -> Iterator[Any]:
         try:
             # Buffered, not read ahead: a column of a large row group is never held whole.
             file = pq.ParquetFile(source, buffer_size=1 << 20, pre_buffer=False)
-        except pa.ArrowInvalid as error:
+        except (pa.ArrowInvalid, OSError) as error:
+            if not _of_content(error):
+                raise
             raise EmpathyError(f"'{path}' is not a Parquet file, or is damaged: {error}") from error
         yield file
 
@@ -106,21 +107,28 @@ def _arrow_batches(path: str) -> Iterator[Any]:
                 yield from (reader.get_batch(index) for index in range(reader.num_record_batches))
             else:
                 yield from pa.ipc.open_stream(source)
-        except (pa.ArrowInvalid, EOFError) as error:
+        except (pa.ArrowInvalid, OSError, EOFError) as error:
+            if not _of_content(error):
+                raise
             raise EmpathyError(f"'{path}' is not an Arrow file, or is damaged: {error}") from error
 
 
-def _rows(batch: Any) -> Iterator[dict[str, Any] | UnicodeDecodeError]:
+def _of_content(error: Exception) -> bool:
+    """Whether the file is at fault: pyarrow then raises a plain OSError; a disk or a network raises something else."""
+    return not isinstance(error, OSError) or (type(error) is OSError and error.errno is None)
+
+
+def _rows(batch: Any) -> Iterator[dict[str, Any] | Exception]:
     batch = _readable(batch)
     try:
         yield from batch.to_pylist()
         return
-    except UnicodeDecodeError:
+    except (ValueError, OverflowError):  # text that is not UTF-8 is a ValueError
         pass  # to_pylist converts all rows first, so none has been given out
     for index in range(batch.num_rows):
         try:
             yield batch.slice(index, 1).to_pylist()[0]
-        except UnicodeDecodeError as error:
+        except (ValueError, OverflowError) as error:
             yield error
 
 

@@ -199,11 +199,13 @@ def ask_all(
     following = next(waiting, None)
     reserved: dict[Future[StoredAnswer], tuple[SubjectT, float]] = {}
     in_a_row = 0
+    # That a model thinks first, and so costs more, shows with its first answer: until then one question is under way.
+    at_once = interview.judge.concurrency if interview.max_usd is None else 1
     finished = False
     executor = ThreadPoolExecutor(interview.judge.concurrency, thread_name_prefix="judge")
     try:
         while following is not None or reserved:
-            while following is not None and len(reserved) < interview.judge.concurrency:
+            while following is not None and len(reserved) < at_once:
                 bound = interview.bound(following)
                 under_way = sum(usd for _, usd in reserved.values())
                 if interview.max_usd is not None and outcome.spent + under_way + bound > interview.max_usd:
@@ -218,6 +220,7 @@ def ask_all(
             for future in wait(reserved, return_when=FIRST_COMPLETED).done:
                 subject, _ = reserved.pop(future)
                 in_a_row = 0 if _settle(future, subject, outcome) else in_a_row + 1
+                at_once = interview.judge.concurrency
                 report(outcome)
             if in_a_row >= _GIVE_UP_AFTER:
                 reason = next(reversed(outcome.failures.values()))
@@ -234,12 +237,14 @@ def ask_all(
 
 
 def _settle(future: Future[StoredAnswer], subject: SubjectT, outcome: Outcome) -> bool:
+    """Note what became of a question; False where the judge seems to be down."""
     try:
         stored = future.result()
     except NoAnswerError as error:
         _logger.info("no answer for %s: %s", subject.id, error)
         outcome.failures[subject.digest] = error.reason
-        return False
+        # What a judge that has answered others refuses is the question's fault, and would be refused by every later run, too.
+        return error.refused and bool(outcome.answers)
     outcome.answers[subject.digest] = stored
     outcome.spent += stored.usd or 0.0
     return True

@@ -38,6 +38,7 @@ def fit_calibration(raw: np.ndarray, scores: np.ndarray) -> Calibration:
     """
     spread = raw.std(0)
     slope = np.minimum(scores.std(0) / np.where(spread > 1e-6, spread, 1.0), _STEEPEST)
+    slope = np.where(scores.std(0) > 0, slope, 1.0)  # the judge's spread is not known: better some ranking than none
     return Calibration(slope, scores.mean(0) - slope * raw.mean(0))
 
 

@@ -78,11 +78,13 @@ def _quality(spec: ScorerSpec) -> str:
     quality = spec.quality
     header, *rows = quality_table(quality)
     table = [" | ".join(header), " | ".join("---" for _ in header), *(" | ".join(row) for row in rows)]
+    # Its teacher was chosen and calibrated on all of these rows.
+    fast = "; the fast tier's teacher was chosen on all of them, which may flatter it" if "fast" in spec.tiers else ""
     return (
         "## Agreement with the judge\n\n"
         f"On {quality['rows']} held-out examples of {quality['conversations']} conversations; in brackets the 95 % interval "
         f"(bootstrap over conversations). Decision: {quality['decision']}. Epoch and calibration were chosen on one half of "
-        "these rows and measured on the other, both ways round.\n\n" + "\n".join(f"| {line} |" for line in table)
+        f"these rows and measured on the other, both ways round{fast}.\n\n" + "\n".join(f"| {line} |" for line in table)
     )
 
 

@@ -13,8 +13,21 @@ _DEFAULT_URL = f"https://{_OWN_HOST}/v1"
 
 
 def base_url(options: JudgeOptions) -> str:
-    """Where questions go: the option, else the client's own environment variable, else OpenAI."""
-    return options.base_url or os.environ.get("OPENAI_BASE_URL") or _DEFAULT_URL
+    """Where questions go: the option, else the client's own environment variable, else OpenAI.
+
+    Raises:
+        EmpathyError: it is no web address; the message does not show it, since it may hold a password.
+    """
+    url = options.base_url or os.environ.get("OPENAI_BASE_URL") or _DEFAULT_URL
+    try:
+        parts = urlsplit(url)
+        valid = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
+    except ValueError:
+        valid = False
+    if not valid:
+        source = "--base-url" if options.base_url else "the environment variable OPENAI_BASE_URL"
+        raise EmpathyError(f"{source} is no web address; write it as http://HOST:PORT/v1.")
+    return url
 
 
 def is_own_service(options: JudgeOptions) -> bool:

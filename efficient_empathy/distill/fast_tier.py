@@ -103,6 +103,11 @@ def make_fast_tier(
             options.least_examples,
         )
         return None
+    if not parts.unseen:
+        _log.info(
+            "no fast tier: all unlabelled dialogues belong to one conversation, and some must be kept to compare on"
+        )
+        return None
     precision = "int8" if "int8" in tiers else "fp32"
     both = [*parts.learnt, *parts.unseen]
     scores = _rate(folder / tiers[precision], both, backbone)

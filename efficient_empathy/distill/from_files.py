@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from efficient_empathy.dialogues import ExampleMode
+from efficient_empathy.dialogues.files import base_name
 from efficient_empathy.dialogues.types import Example
 from efficient_empathy.distill.asking import Progress
 from efficient_empathy.distill.choosing import choose_examples
@@ -85,7 +86,7 @@ def distill_from_files(request: DistillRequest, progress: Callable[[Progress], N
 
 def _named_inputs(dialogues: tuple[str, ...]) -> list[dict[str, Any]]:
     """The dialogue files by name alone: scorers are passed on, and where the data lay concerns nobody else."""
-    return [{**record, "path": Path(record["path"]).name} for record in hashed_inputs(dialogues)]
+    return [{**record, "path": base_name(record["path"])} for record in hashed_inputs(dialogues)]
 
 
 def _pool(request: DistillRequest, labelled: set[str]) -> list[Example]:

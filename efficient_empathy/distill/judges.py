@@ -43,6 +43,9 @@ class Answer:
             raise ValueError("an answer has either scores or a reason why it has none")
 
 
+_BUSY = ("http-408", "http-409", "http-425", "http-429")
+
+
 class NoAnswerError(Exception):
     """A question that got no answer in the end: counted as unscored, not stored, asked again by the next run."""
 
@@ -50,6 +53,11 @@ class NoAnswerError(Exception):
         super().__init__(f"{reason}: {detail}")
         self.reason = reason
         self.detail = detail
+
+    @property
+    def refused(self) -> bool:
+        """Whether this very question was refused, so that others may do better."""
+        return self.reason == "too-long" or (self.reason.startswith("http-4") and self.reason not in _BUSY)
 
 
 class Judge(Protocol):

@@ -39,6 +39,7 @@ class OpenAIJudge:
         self._format = 0
         self._temperature = True
         self._thinking = False
+        self._answered = False
 
     @classmethod
     def connect(cls, model: str, options: JudgeOptions, ask: bool = True) -> "OpenAIJudge":
@@ -119,7 +120,9 @@ class OpenAIJudge:
         while True:
             tried = (self._format, self._temperature, self._thinking)
             try:
-                return self._client.chat.completions.create(**self._request(subject, criteria))
+                response = self._client.chat.completions.create(**self._request(subject, criteria))
+                self._answered = True
+                return response
             except (openai.BadRequestError, openai.UnprocessableEntityError) as error:
                 if not self._leave_out(str(error), tried):
                     raise
@@ -143,7 +146,7 @@ class OpenAIJudge:
             if tried != (self._format, self._temperature, self._thinking):
                 # Another thread met the same refusal first.
                 return True
-            if "max_tokens" in message and not self._thinking:
+            if "max_tokens" in message and not self._thinking and not _LENGTH_WORDS.search(message):
                 self._thinking = True
             elif "temperature" in message.lower() and self._temperature:
                 self._temperature = False
@@ -158,6 +161,9 @@ class OpenAIJudge:
     def _status_problem(self, error: Any) -> EmpathyError | NoAnswerError:
         status = error.status_code
         where = self._where
+        if status == 403 and self._answered:
+            # The key is good: this question was found unfit, as some services say it.
+            return NoAnswerError("http-403", "refused, though other questions were answered")
         if status in (401, 403):
             # The server's own words are left out: they may quote a part of the key.
             return EmpathyError(

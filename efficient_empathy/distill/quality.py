@@ -115,7 +115,9 @@ def agreement(found: np.ndarray, judged: Judged, resamples: int = 1000, seed: in
         metrics[f"spearman/{scale.name}"] = lambda rows, a=a, b=b: spearman(a[rows], b[rows])  # type: ignore[misc]
         metrics[f"mae/{scale.name}"] = lambda rows, a=a, b=b: mean_absolute_error(a[rows], b[rows])  # type: ignore[misc]
         metrics[f"kappa/{scale.name}"] = lambda rows, a=a, b=b, s=scale: quadratic_kappa(a[rows], b[rows], s)  # type: ignore[misc]
-    ours, theirs = judged.decide(found), judged.decide(judged.scores)
+    # Many dimensions make many classes, of which few occur: only those are counted.
+    occurring, both = np.unique([judged.decide(found), judged.decide(judged.scores)], return_inverse=True)
+    ours, theirs = both.reshape(2, -1)
     metrics["decision/accuracy"] = lambda rows: float((ours[rows] == theirs[rows]).mean())
-    metrics["decision/macro_f1"] = lambda rows: macro_f1(ours[rows], theirs[rows], judged.classes)
+    metrics["decision/macro_f1"] = lambda rows: macro_f1(ours[rows], theirs[rows], len(occurring))
     return {name: with_interval(metric, judged.groups, resamples, seed) for name, metric in metrics.items()}

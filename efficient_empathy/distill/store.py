@@ -1,5 +1,6 @@
 """Every answer that ever arrived, on disk the moment it does: what was paid for once is never asked again."""
 
+import contextlib
 import sqlite3
 import threading
 from collections.abc import Iterator, Mapping
@@ -104,7 +105,7 @@ class LabelStore:
             usd,
             now,
         )
-        with self._lock:
+        with self._lock, self._saying():
             self._connection.execute(
                 "INSERT INTO answers SELECT ?, COALESCE(MAX(attempt), 0) + 1, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ? "
                 "FROM answers WHERE key = ?",
@@ -120,10 +121,20 @@ class LabelStore:
     def all_of(self, key: str) -> Iterator[StoredAnswer]:
         """Every answer to a question, oldest first: their costs add up."""
         query = f"SELECT {_COLUMNS} FROM answers WHERE key = ? ORDER BY attempt"  # noqa: S608 - a constant
-        with self._lock:
+        with self._lock, self._saying():
             rows = self._connection.execute(query, (key,)).fetchall()
         for row in rows:
             yield _stored(row)
+
+    @contextlib.contextmanager
+    def _saying(self) -> Iterator[None]:
+        try:
+            yield
+        except sqlite3.Error as error:
+            raise EmpathyError(
+                f"the label store '{self.path}' cannot be used: {error}. What was answered before is kept in it; mend that and "
+                "run the same command again."
+            ) from error
 
     def close(self) -> None:
         """Close the file."""

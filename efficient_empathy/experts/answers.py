@@ -12,7 +12,7 @@ import orjson
 import torch
 
 from efficient_empathy.dialogues import Reject
-from efficient_empathy.dialogues.files import find_files
+from efficient_empathy.dialogues.files import base_name, find_files, shown_path
 from efficient_empathy.errors import EmpathyError
 from efficient_empathy.experts.answering import AnsweredRow, Counts, Progress, answer_contexts, check_room
 from efficient_empathy.experts.contexts import ContextOptions, read_contexts
@@ -85,7 +85,7 @@ def write_answers(job: AnswerJob, model: LanguageModel) -> Outcome:
     """
     check_room(model, job.decoding)
     paths = find_files(job.inputs)
-    runfolder.check_places(job.out, job.inputs, paths)
+    runfolder.check_places(job.out, job.inputs, paths, [ANSWERS_FILE, _REJECTED_FILE])
     rejects: list[Reject] = []
     contexts = read_contexts(job.inputs, job.contexts, rejects.append)
     with runfolder.opened(job.out):
@@ -196,9 +196,9 @@ def _by_reason(rejects: Iterable[Reject]) -> dict[str, int]:
 
 def _named(inputs: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
     """The inputs by their file names alone, unless two share one."""
-    names = Counter(Path(record["path"]).name for record in inputs)
+    names = Counter(base_name(record["path"]) for record in inputs)
     return [
-        {**record, "path": name if names[name := Path(record["path"]).name] == 1 else record["path"]}
+        {**record, "path": name if names[name := base_name(record["path"])] == 1 else shown_path(record["path"])}
         for record in inputs
     ]
 

@@ -6,7 +6,7 @@ import click
 
 from efficient_empathy.distill.judge_options import judging_progress
 from efficient_empathy.experts.evaluation import EvaluateOptions
-from efficient_empathy.experts.evaluation_files import as_dict, evaluate_folders
+from efficient_empathy.experts.evaluation_files import PAIRWISE, as_dict, evaluate_folders
 from efficient_empathy.experts.pairwise_options import PairwiseOptions, pairwise_options
 from efficient_empathy.experts.pairwise_report import pairwise_section
 from efficient_empathy.experts.tables import text_report
@@ -66,7 +66,7 @@ def evaluate_command(
     text, facts = text_report(evaluation), as_dict(evaluation)
     if pairing is not None:
         with judging_progress() as progress:
-            pairs = out / "pairwise"
+            pairs = out / PAIRWISE
             section = pairwise_section(evaluation.folders, pairing, pairs, evaluation.baseline, dry_run, progress)
         text, facts = f"{text}\n\n{section.text}", {**facts, "pairwise": section.facts}
     click.echo(pretty_json(facts).decode().rstrip() if as_json else text)

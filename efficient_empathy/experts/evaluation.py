@@ -110,7 +110,7 @@ def evaluate(
     if any(answer.reference is not None for answer in first.answers):
         runs.append(measured(REFERENCE, 0, first.answers, [answer.reference for answer in first.answers], scorers))
     values = _values(runs, draws)
-    comparisons = _compare(values, baseline, _chosen(runs, options))
+    comparisons = _compare(values, baseline, _chosen(runs, options), draws.times.shape[1])
     conversations = draws.times.shape[1]
     warnings = cautions(folders, scorers, len(comparisons), options.resamples, conversations)
     return Evaluation(
@@ -192,7 +192,7 @@ def _chosen(runs: Sequence[Run], options: EvaluateOptions) -> dict[str, bool]:
     return {name: flag for name, flag in known.items() if any(fnmatchcase(name, pattern) for pattern in patterns)}
 
 
-def _compare(values: _Values, baseline: str, chosen: Mapping[str, bool]) -> tuple[Comparison, ...]:
+def _compare(values: _Values, baseline: str, chosen: Mapping[str, bool], conversations: int) -> tuple[Comparison, ...]:
     pairs = [
         (system, name)
         for system, found in values.items()
@@ -200,7 +200,7 @@ def _compare(values: _Values, baseline: str, chosen: Mapping[str, bool]) -> tupl
         if system not in (baseline, REFERENCE) and name in found and name in values[baseline]
     ]
     differences = [np.mean(values[s][name], axis=0) - np.mean(values[baseline][name], axis=0) for s, name in pairs]
-    p_values = [p_value(difference) for difference in differences]
+    p_values = [p_value(difference, conversations) for difference in differences]
     found = []
     for (system, name), difference, p, corrected in zip(pairs, differences, p_values, holm(p_values), strict=True):
         ours, theirs = ([float(seed[0]) for seed in values[s][name]] for s in (system, baseline))

@@ -27,6 +27,8 @@ from efficient_empathy.scorer import Scorer
 
 KIND = "evaluation"
 RESULT_FILE, PAGE_FILE, ROWS_FILE = "evaluation.json", "evaluation.html", "rows.jsonl"
+PAIRWISE = "pairwise"
+"""The folder in which a judge's answers about pairs are kept."""
 _PACKAGES = ("numpy", "nltk", "sacrebleu", "rouge-score", "onnxruntime")
 
 
@@ -171,5 +173,7 @@ def _check_out(out: Path) -> None:
     if not out.is_dir():
         raise EmpathyError(f"'{out}' is a file; choose another output folder with -o.")
     ours = read_manifest(out)["kind"] == KIND if (out / MANIFEST).exists() else False
-    if not ours and {path.name for path in out.iterdir()} - known:
+    # A killed run leaves unfinished files, and beside them the answers that were paid for.
+    found = {path.name for path in out.iterdir() if not (path.name.startswith(".") and path.name.endswith(".tmp"))}
+    if not ours and found - known - {PAIRWISE}:
         raise EmpathyError(f"'{out}' holds something else than an evaluation; choose another output folder with -o.")

@@ -61,7 +61,7 @@ def interval(values: np.ndarray, recentred: bool = False) -> Figure:
     return figure_of(values[0], drawn - drawn.mean() + values[0] if recentred else drawn)
 
 
-def p_value(differences: np.ndarray) -> float:
+def p_value(differences: np.ndarray, conversations: int | None = None) -> float:
     """Two-sided bootstrap p-value of a difference, never 0.
 
     (1 + how many resampled differences lie as far from their own mean as the observed one lies from 0) / (1 + R): the
@@ -70,10 +70,13 @@ def p_value(differences: np.ndarray) -> float:
 
     Args:
         differences: (1 + R,): the observed difference, then that of each resample.
+        conversations: how many were resampled, where they may be few: that all of n point one way has a chance of 2^(1 - n)
+            where there is no difference, and no p-value may be lower. None where there are many.
     """
     drawn = _drawn(differences)
     as_far = np.abs(drawn - drawn.mean()) >= abs(differences[0])
-    return float(1 + as_far.sum()) / (1 + len(drawn))
+    least = 0.0 if conversations is None else 2.0 ** (1 - conversations)
+    return max(least, float(1 + as_far.sum()) / (1 + len(drawn)))
 
 
 def _drawn(values: np.ndarray) -> np.ndarray:

@@ -104,6 +104,8 @@ def saying(doing: str) -> Iterator[None]:
         raise EmpathyError(
             f"cannot {doing}: {type(error).__name__}. Check the name, the connection and HF_ENDPOINT."
         ) from error
+    except OSError as error:  # a full disk, a cache that cannot be written to
+        raise EmpathyError(f"cannot {doing}: {error.strerror or error}. Mend that and try again.") from error
 
 
 def _status(error: Any) -> str:

@@ -59,6 +59,8 @@ def pull(repo: str, out: Path, revision: str | None = None) -> Pull:
             has it, or the Hub cannot be reached and the cache does not have it.
     """
     check_names(repo, revision)
+    if out.name in ("", ".."):
+        raise EmpathyError(f"'{out}' has no name of its own, which a folder needs that is made anew; give one with -o.")
     client = hub()
     asked, source = revision or "main", f"'{repo}' at '{revision or 'main'}'"
     with saying(f"pull {source}"):

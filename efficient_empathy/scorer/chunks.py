@@ -1,6 +1,6 @@
 """Examples that were rated together, with the fields that are added to their rows: as values, and as JSON lines."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -39,13 +39,17 @@ class Chunk:
             fields["ee_tier"] = self.tiers[place]
         return self.rows[place][1], fields
 
-    @cached_property
-    def lines(self) -> list[bytes]:
+    def lines(self, places: Iterable[int]) -> Iterator[bytes]:
         """JSON lines without line ends: each the row's own bytes with the new fields spliced in.
 
-        The same bytes that ``with_fields`` gives. Each column is turned to JSON at once: a call for each example costs
-        more than its work.
+        The same bytes that ``with_fields`` gives. One at a time: each of a long conversation's lines holds the whole of it.
         """
+        template, values = self._spliced
+        return (template % values[place] for place in places)
+
+    @cached_property
+    def _spliced(self) -> tuple[bytes, list[tuple[Any, ...]]]:
+        """What a line is made of. Each column is turned to JSON at once: a call for each example costs more than its work."""
         columns: list[Any] = [self._heads(), _texts([e.id for e in self.examples]), [e.turn for e in self.examples]]
         columns += _numbers(self.scores)
         template = b'%b"ee_id":%b,"ee_turn":%d' + b"".join(b",%b:%%b" % _escaped(name) for name in self._names)
@@ -55,7 +59,7 @@ class Chunk:
                 columns.append([names[name] for name in values])
                 template += b',"ee_%b":%%b' % field.encode()
         template += b"}"
-        return [template % values for values in zip(*columns, strict=True)]
+        return template, list(zip(*columns, strict=True))
 
     @property
     def _names(self) -> list[str]:

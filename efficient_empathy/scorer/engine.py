@@ -57,11 +57,14 @@ def run(job: Job, scorer: RatesExamples, route: Route | None = None, progress: P
     check_scorer(scorer, route)
     ray_engine.check(job.ray)
     paths = find_files(job.inputs)
-    runfolder.check_places(job.out, job.inputs, paths)
+    runfolder.check_places(job.out, job.inputs, paths, _files_like(route))
     # In a new folder the inputs are cut first: what is wrong with them is said before the folder is made.
+    noted = runfolder.noted_inputs(paths)
     cut = plan_units(job.inputs, job.unit_bytes) if runfolder.read_plan(job.out) is None else None
     with runfolder.opened(job.out):
-        plan = _prepare(job, scorer, route, paths, cut)
+        inputs = runfolder.describe_inputs(paths, runfolder.read_plan(job.out))
+        _refuse_changed(noted)  # a row that came after the cut would be in no unit
+        plan = _prepare(job, scorer, route, inputs, cut)
         units = [Unit(**unit) for unit in plan["units"]]
         results = {unit.index: result for unit in units if (result := read_result(job.out, unit)) is not None}
         pending = [unit for unit in units if unit.index not in results]
@@ -85,10 +88,7 @@ def run(job: Job, scorer: RatesExamples, route: Route | None = None, progress: P
                     rows += _row_counts([result])
                     _check_rejected(job, results, rows, finished=False)
         _check_rejected(job, results, rows, finished=True)
-        if (changed := runfolder.changed_input(plan["inputs"])) is not None:
-            raise EmpathyError(
-                f"the input '{changed}' changed while it was read; run again with --overwrite once it stays as it is."
-            )
+        _refuse_changed(plan["inputs"])
         ordered = [results[unit.index] for unit in units]
         manifest = _finish(job, scorer, route, plan, ordered)
         fresh = sum(sum(results[unit.index].examples.values()) for unit in pending)
@@ -104,7 +104,7 @@ def describe_run(job: Job, scorer: RatesExamples, route: Route | None = None) ->
     """
     check_scorer(scorer, route)
     paths = find_files(job.inputs)
-    runfolder.check_places(job.out, job.inputs, paths)
+    runfolder.check_places(job.out, job.inputs, paths, _files_like(route))
     units = plan_units(job.inputs, job.unit_bytes)
     inputs = runfolder.input_sizes(paths)
     return {
@@ -120,14 +120,31 @@ def describe_run(job: Job, scorer: RatesExamples, route: Route | None = None) ->
     }
 
 
+def _files_like(route: Route | None) -> list[str]:
+    """Names as files in the output folder will have them."""
+    folders = (*folders_of(route), runfolder.REJECTED)
+    return [f"{folder}/part-00000.{end}" for folder in folders for end in ("jsonl", "parquet")]
+
+
+def _refuse_changed(inputs: Sequence[Mapping[str, Any]]) -> None:
+    if (changed := runfolder.changed_input(inputs)) is not None:
+        raise EmpathyError(
+            f"the input '{changed}' changed while it was read; run again with --overwrite once it stays as it is."
+        )
+
+
 def _prepare(
-    job: Job, scorer: RatesExamples, route: Route | None, paths: Sequence[str], cut: Sequence[Unit] | None
+    job: Job,
+    scorer: RatesExamples,
+    route: Route | None,
+    inputs: Sequence[Mapping[str, Any]],
+    cut: Sequence[Unit] | None,
 ) -> dict[str, Any]:
     """See that the folder is new, or holds the beginning of this very run; note the plan in it."""
     old = runfolder.read_plan(job.out)
     plan = {
         "engine": _ENGINE,
-        "inputs": runfolder.describe_inputs(paths, old),
+        "inputs": list(inputs),
         "scorer": {key: value for key, value in describe_scorer(scorer).items() if key not in _WHEREABOUTS},
         "policy": route.describe() if route is not None else None,
         "options": _options(job),
@@ -212,7 +229,7 @@ def _finish(
     totals = add_up(results, scorer.dimensions)
     files = {part["file"]: part["sha256"] for result in results for part in result.parts}
     body = {
-        "inputs": [{key: record[key] for key in ("path", "bytes", "sha256")} for record in plan["inputs"]],
+        "inputs": runfolder.said_of_inputs(plan["inputs"]),
         "scorer": describe_scorer(scorer),
         "ran_on": sorted({", ".join(result.providers) for result in results if result.providers}),
         "tokenizer": sorted({result.tokenizer for result in results if result.tokenizer}),

@@ -52,11 +52,8 @@ class JsonlPart:
 
     def add(self, chunk: Chunk, places: Sequence[int]) -> None:
         """Append some examples of a chunk."""
-        lines = chunk.lines
-        self._lines += [lines[place] for place in places]
-        self._waiting = sum(map(len, self._lines))
-        if self._waiting >= _BYTES_A_WRITE:
-            self._flush()
+        for line in chunk.lines(places):
+            self.write(line)
 
     def write(self, line: bytes) -> None:
         """Append one line, given without its line end."""

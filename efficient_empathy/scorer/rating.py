@@ -12,6 +12,7 @@ import numpy as np
 import orjson
 
 from efficient_empathy.dialogues import Reject, Row, Unit, read_examples
+from efficient_empathy.dialogues.files import shown_path
 from efficient_empathy.dialogues.types import Example
 from efficient_empathy.errors import EmpathyError
 from efficient_empathy.scorer import runfolder
@@ -103,7 +104,13 @@ def _temporary(job: Job, unit: Unit, subset: str) -> Path:
 
 def _reject_line(reject: Reject) -> bytes:
     return orjson.dumps(
-        {"file": reject.path, "line": reject.line, "reason": reject.reason, "detail": reject.detail, "raw": reject.raw}
+        {
+            "file": shown_path(reject.path),
+            "line": reject.line,
+            "reason": reject.reason,
+            "detail": reject.detail,
+            "raw": reject.raw,
+        }
     )
 
 

@@ -10,6 +10,7 @@ import numpy as np
 import orjson
 
 from efficient_empathy.dialogues import Reject, Unit
+from efficient_empathy.dialogues.files import shown_path
 from efficient_empathy.manifest import pretty_json, write_atomic
 from efficient_empathy.scorer.runfolder import record_path
 
@@ -53,7 +54,7 @@ class UnitResult:
         """Count one row that could not be read."""
         self.rows += 1
         self.rejected[reject.reason] = self.rejected.get(reject.reason, 0) + 1
-        self.first_rejected.setdefault(reject.reason, f"{reject.path}:{reject.line}")
+        self.first_rejected.setdefault(reject.reason, f"{shown_path(reject.path)}:{reject.line}")
 
     def count_scored(self, subset: str, scores: np.ndarray) -> None:
         """Count examples that went to a subset, by their scores (n, d)."""

@@ -1,16 +1,18 @@
 """The output folder of a run that can be killed and continued: its plan, its lock, and what is left over."""
 
 import contextlib
+import fnmatch
+import glob
 import re
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import orjson
 
-from efficient_empathy.dialogues.files import find_files
+from efficient_empathy.dialogues.files import find_files, shown_path
 from efficient_empathy.errors import EmpathyError
 from efficient_empathy.manifest import MANIFEST, pretty_json, sha256_file, write_atomic
 from efficient_empathy.scorer.outputs import writing
@@ -33,20 +35,47 @@ def record_path(out: Path, index: int) -> Path:
     return out / STATE / f"{index:05d}.json"
 
 
-def check_places(out: Path, inputs: Sequence[str], paths: Sequence[str]) -> None:
+def check_places(out: Path, inputs: Sequence[str], paths: Sequence[str], written: Iterable[str]) -> None:
     """See that no input can be overwritten, and that a later run cannot take outputs for inputs.
 
+    Args:
+        out: the output folder.
+        inputs: names as they were given.
+        paths: the files that they stand for.
+        written: names, relative to the output folder, of files like those that it will hold.
+
     Raises:
-        EmpathyError: the output folder is an input, lies in an input folder, or holds an input.
+        EmpathyError: the output folder is an input, lies in an input folder, holds an input, or would match a pattern.
     """
     target = out.resolve()
+    files = [target / name for name in written]
     for name in inputs:
+        if glob.has_magic(name) and "://" not in name and any(_matches(_parts_of(name), path.parts) for path in files):
+            raise EmpathyError(
+                f"the pattern '{name}' would match what is written to '{out}'; choose another folder with -o."
+            )
         given = Path(name).resolve()
         if "://" not in name and (given == target or (given.is_dir() and given in target.parents)):
             raise EmpathyError(f"the output folder '{out}' is or lies in the input '{name}'; choose another with -o.")
     for name in paths:
         if "://" not in name and target in Path(name).resolve().parents:
             raise EmpathyError(f"the input '{name}' lies in the output folder '{out}'; choose another folder with -o.")
+
+
+def _parts_of(pattern: str) -> tuple[str, ...]:
+    """A glob's absolute parts; the folder that it starts from with links followed."""
+    parts = Path(pattern).parts
+    fixed = next(index for index, part in enumerate(parts) if glob.has_magic(part))
+    return (*Path(*parts[:fixed]).resolve().parts, *parts[fixed:])
+
+
+def _matches(pattern: Sequence[str], parts: Sequence[str]) -> bool:
+    """Whether ``glob`` with ``recursive`` would find a path."""
+    if not pattern or not parts:
+        return all(part == "**" for part in pattern) and not parts
+    if pattern[0] == "**" and (_matches(pattern[1:], parts) or _matches(pattern, parts[1:])):
+        return True
+    return fnmatch.fnmatchcase(parts[0], pattern[0]) and _matches(pattern[1:], parts[1:])
 
 
 @contextlib.contextmanager
@@ -125,8 +154,12 @@ def describe_inputs(paths: Sequence[str], plan: Mapping[str, Any] | None) -> lis
 
 def hashed_inputs(inputs: Sequence[str]) -> list[dict[str, Any]]:
     """Path, bytes and SHA-256 of every file that some inputs name: what a manifest says of the data."""
-    found = describe_inputs(find_files(inputs), None)
-    return [{key: record[key] for key in ("path", "bytes", "sha256")} for record in found]
+    return said_of_inputs(describe_inputs(find_files(inputs), None))
+
+
+def said_of_inputs(records: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """What a manifest says of described inputs: path, bytes and SHA-256."""
+    return [{**{key: r[key] for key in ("path", "bytes", "sha256")}, "path": shown_path(r["path"])} for r in records]
 
 
 def _describe_input(name: str, known: Mapping[str, Any] | None) -> dict[str, Any]:
@@ -137,6 +170,16 @@ def _describe_input(name: str, known: Mapping[str, Any] | None) -> dict[str, Any
     same = known is not None and (known["bytes"], known["mtime_ns"]) == (status.st_size, status.st_mtime_ns)
     digest = known["sha256"] if known is not None and same else sha256_file(path)
     return {"path": name, "bytes": status.st_size, "sha256": digest, "mtime_ns": status.st_mtime_ns}
+
+
+def noted_inputs(paths: Sequence[str]) -> list[dict[str, Any]]:
+    """Path, bytes and time of change of each input file, for ``changed_input``."""
+    records = []
+    for name in paths:
+        status = Path(name).stat() if "://" not in name and Path(name).is_file() else None
+        known = {"bytes": status.st_size, "mtime_ns": status.st_mtime_ns} if status else {"mtime_ns": None}
+        records.append({"path": name, **known})
+    return records
 
 
 def changed_input(inputs: Sequence[Mapping[str, Any]]) -> str | None:

@@ -48,7 +48,7 @@ class ParquetPart:
             return None
         with writing(final.parent):
             self._spool.close()
-            schema = _joint_schema(self._schemas)
+            schema = self._fitting(_joint_schema(self._schemas))
             with pq.ParquetWriter(self._path, schema, compression="zstd") as writer:
                 for table in self._batches():
                     writer.write_table(_as_schema(table, schema), row_group_size=_ROWS_A_GROUP)
@@ -77,6 +77,20 @@ class ParquetPart:
                 stream.write_table(table)
         self._schemas.append(table.schema)
         self._rows = []
+
+    def _fitting(self, schema: Any) -> Any:
+        """The schema, with JSON text for a column whose joint type cannot hold all values: a number of 17 digits is no float."""
+        import pyarrow as pa
+
+        mixed = {field.name for field in schema for own in self._schemas if _differs(field, own)}
+        for table in self._batches() if mixed else ():
+            for name in sorted(mixed & set(table.column_names)):
+                try:
+                    pa.array(table.column(name).to_pylist(), schema.field(name).type)
+                except (pa.ArrowException, OverflowError, ValueError, TypeError):
+                    schema = schema.set(schema.get_field_index(name), _text_field(name))
+                    mixed.remove(name)
+        return schema
 
     def _batches(self) -> Iterator[Any]:
         import pyarrow as pa
@@ -135,6 +149,10 @@ def _joint_schema(schemas: list[Any]) -> Any:
             joint = _text_field(name)
         fields.append(_text_field(name) if any(map(_is_text, own)) else joint)
     return pa.schema(fields)
+
+
+def _differs(field: Any, schema: Any) -> bool:
+    return not _is_text(field) and field.name in schema.names and schema.field(field.name).type != field.type
 
 
 def _as_schema(table: Any, schema: Any) -> Any:

@@ -3,11 +3,13 @@
 import contextlib
 import shutil
 import sqlite3
+from pathlib import Path
 
 import orjson
 import pytest
 from click.testing import CliRunner
 
+from efficient_empathy.audit import places
 from efficient_empathy.audit.commands import verify_command
 from efficient_empathy.audit.verifying import describe, verify
 from efficient_empathy.distill.rubric import Rubric
@@ -241,3 +243,21 @@ def test_a_mixture_s_experts_are_those_of_its_router(make_mixture, make_evaluati
     evaluation = links(verify(make_evaluation()))
     assert evaluation == ["answers: same", "  base: recorded"] * 2 + ["scorer: moved or gone"]
     assert links(verify(make_pairwise())) == ["answers: same", "  base: recorded"] * 2
+
+
+def test_a_neighbour_that_may_not_be_read_is_passed_over(make_run, tmp_path, monkeypatch):
+    run = make_run()
+    private = tmp_path.parent / "neighbour"
+    private.mkdir()
+    (private / "manifest.json").write_text("{}")
+    (private / "rows.jsonl").write_text("{}")
+    opened = places.sha256_file
+
+    def guarded(path):
+        # The user who runs the tests may be one to whom no file is closed.
+        if Path(path).parent == private:
+            raise PermissionError(13, "Permission denied", str(path))
+        return opened(path)
+
+    monkeypatch.setattr(places, "sha256_file", guarded)
+    assert verify(run).problems == []

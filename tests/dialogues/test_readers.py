@@ -248,3 +248,41 @@ def test_real_dialogues(shared_data):
     listener_turns = gzip.decompress(path.read_bytes()).count(b'"role": "listener"')
     assert sum(len(record_examples(record, "every-turn")) for record in records) == listener_turns
     assert all(with_fields(record, {"ee_turn": 1}).startswith(record.raw[:-1]) for record in records)
+
+
+@pytest.mark.parametrize("container", ["parquet", "arrow"])
+def test_a_date_out_of_range_is_one_bad_row(tmp_path, container):
+    when = pa.array([0, 1_700_000_000_000, 1], pa.timestamp("s"))  # the second holds milliseconds
+    table = pa.table({"prompt": ["a", "b", "c"], "response": ["x", "y", "z"], "when": when})
+    if container == "parquet":
+        pq.write_table(table, tmp_path / "x.parquet")
+    else:
+        with pa.ipc.new_file(str(tmp_path / "x.arrow"), table.schema) as writer:
+            writer.write_table(table)
+    first, second, third = _read(tmp_path)
+    assert (first.dialogue.turns[1].text, third.dialogue.turns[1].text) == ("x", "z")
+    assert (second.reason, second.line) == ("bad-value", 2)
+
+
+def test_a_table_cut_short_is_one_sentence(tmp_path):
+    table = pa.table({"prompt": ["a" * 10_000], "response": ["x"]})
+    with pa.ipc.new_stream(str(tmp_path / "x.arrow"), table.schema) as writer:
+        writer.write_table(table)
+    (tmp_path / "x.arrow").write_bytes((tmp_path / "x.arrow").read_bytes()[:-5000])
+    with pytest.raises(EmpathyError, match="is not an Arrow file, or is damaged"):
+        _read(tmp_path)
+    (tmp_path / "x.arrow").unlink()
+    pq.write_table(table, tmp_path / "x.parquet")
+    data = bytearray((tmp_path / "x.parquet").read_bytes())
+    data[-60:-8] = bytes(52)
+    (tmp_path / "x.parquet").write_bytes(data)
+    with pytest.raises(EmpathyError, match="is not a Parquet file, or is damaged"):
+        _read(tmp_path)
+
+
+def test_an_item_of_three_hundred_levels_is_a_bad_row(tmp_path):
+    deep = "[" * 300 + "]" * 300
+    items = f'[{{"prompt": "a", "response": "b", "x": {deep}}}, {{"prompt": "c", "response": "d"}}]'
+    (tmp_path / "x.json").write_text(items)
+    bad, good = _read(tmp_path)
+    assert (bad.reason, bad.line, good.dialogue.turns[1].text) == ("too-deep", 1, "d")

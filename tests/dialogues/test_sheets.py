@@ -100,3 +100,37 @@ def test_messages_in_a_cell(tmp_path):
 def test_a_column_named_twice(tmp_path):
     with pytest.raises(EmpathyError, match="name each column differently"):
         _read(tmp_path, "prompt,prompt\na,b\n", "x.csv")
+
+
+def test_utterances_between_tabs(tmp_path):
+    lines = ["c1,1,sad,It rained.,4,Oh no., ,", "c1,2,sad,It rained.,9,I am sorry, really., ,"]
+    lines[1] = lines[1].replace("sorry, really", "sorry_comma_ really")
+    text = "\n".join(line.replace(",", "\t") for line in [HEADER, *lines]) + "\n"
+    (found,) = _read(tmp_path, text, "train.tsv")
+    assert [turn["text"] for turn in found.row["turns"]] == ["Oh no.", "I am sorry, really."]
+
+
+def test_only_the_end_of_a_name_says_what_stands_between_cells(tmp_path):
+    (found,) = _read(tmp_path, "prompt,response\nhi,hello\n", "x.tsv.csv")
+    assert found.dialogue.turns[1].text == "hello"
+
+
+@pytest.mark.parametrize(
+    ("data", "fault"),
+    [
+        (b"prompt,response\rhi,hello\r", "new-line character"),
+        ("prompt,response\nhi,hello\n".encode("utf-16"), "it is not UTF-8"),
+        (b"prompt,response,\xe9motion\nhi,hello,joy\n", "it is not UTF-8"),
+    ],
+)
+def test_a_first_line_that_cannot_be_read_is_one_sentence(tmp_path, data, fault):
+    with pytest.raises(EmpathyError, match=f"first line that cannot be read: {fault}.*Save it as UTF-8"):
+        _read(tmp_path, data)
+
+
+def test_a_number_of_thousands_of_digits_is_a_bad_row(tmp_path):
+    text = f"{HEADER}\nc1,{'1' * 5000},sad,It rained.,4,Oh no.,,\n"
+    (found,) = _read(tmp_path, text)
+    assert found.reason == "bad-csv-row"
+    (found,) = _read(tmp_path, f"prompt,response,ee_turn\nhi,hello,{'1' * 5000}\n")
+    assert found.reason == "bad-ee-turn"

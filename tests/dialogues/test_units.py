@@ -1,5 +1,6 @@
 """Inputs become the same units each time, and any cut gives the same rows."""
 
+import os
 import pickle
 
 import fsspec
@@ -9,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from efficient_empathy.dialogues import EXAMPLE_MODES, Record, plan_units, read_unit
+from efficient_empathy.dialogues.files import shown_path
 from efficient_empathy.errors import EmpathyError
 
 ROW = b'{"prompt":"a","response":"b"}'
@@ -173,3 +175,32 @@ def test_small_inputs_are_cut_finer_so_that_workers_can_share_them(tmp_path):
         file.write((b"{}".ljust(1023) + b"\n") * 93 * 1024)
     sizes = [unit.stop - unit.start for unit in plan_units([str(tmp_path / "b.jsonl")], None)]
     assert sizes == [3 << 19] * 64
+
+
+def test_a_folder_that_cannot_be_listed_is_not_passed_over(tmp_path, monkeypatch):
+    (tmp_path / "a.jsonl").write_bytes(ROW)
+    (tmp_path / "part2").mkdir()
+    scandir = os.scandir
+
+    def guarded(path):
+        # The user who runs the tests may be one to whom no folder is closed.
+        if str(path).endswith("part2"):
+            raise PermissionError(13, "Permission denied", str(path))
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", guarded)
+    with pytest.raises(EmpathyError, match=r"cannot read '.*part2': Permission denied"):
+        plan_units([str(tmp_path)])
+
+
+@pytest.mark.parametrize(
+    ("path", "shown"),
+    [
+        ("data/a?b@c.jsonl", "data/a?b@c.jsonl"),
+        ("https://acct.example/c/d.jsonl?sv=1&sig=SECRET", "https://acct.example/c/d.jsonl"),
+        ("https://user:pw@host/d.jsonl", "https://host/d.jsonl"),
+        ("s3://bucket/a@b.jsonl", "s3://bucket/a@b.jsonl"),
+    ],
+)
+def test_what_is_passed_on_of_a_path_holds_no_keys(path, shown):
+    assert shown_path(path) == shown

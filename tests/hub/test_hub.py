@@ -9,6 +9,7 @@ import pytest
 from efficient_empathy.audit.verifying import verify
 from efficient_empathy.errors import EmpathyError
 from efficient_empathy.hub.client import check_files, check_names
+from efficient_empathy.hub.pulling import pull
 from efficient_empathy.manifest import read_manifest, read_origin, sha256_file, write_manifest
 from efficient_empathy.scorer.scorer import Scorer
 
@@ -186,3 +187,9 @@ def test_a_note_of_origin_speaks_of_its_own_folder_only(scorer):
     assert read_origin(scorer) is None
     (scorer / "origin.json").write_text("[")
     assert read_origin(scorer) is None
+
+
+@pytest.mark.parametrize("out", [".", "..", "/"])
+def test_a_folder_without_a_name_cannot_be_made_anew(out):
+    with pytest.raises(EmpathyError, match="has no name of its own"):
+        pull(REPO, Path(out))

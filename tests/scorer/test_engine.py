@@ -1,11 +1,15 @@
 """The engine: the partition adds up, rows leave as they came, rejected rows are kept."""
 
+from dataclasses import replace
+from pathlib import Path
+
 import numpy as np
 import pytest
 from length_scorer import LengthScorer, rows_of, write_rows
 
 from efficient_empathy.errors import EmpathyError
 from efficient_empathy.manifest import changed_files
+from efficient_empathy.scorer import engine
 from efficient_empathy.scorer.engine import describe_run, run
 from efficient_empathy.scorer.job import Job
 from efficient_empathy.selection import PaperPolicy
@@ -150,3 +154,45 @@ def test_a_subset_can_be_rated_again_and_old_fields_are_replaced(job, tmp_path):
     assert second["subsets"] == first["subsets"]
     line = next((again.out / "sensibility").iterdir()).read_bytes().splitlines()[0]
     assert line.count(b"ee_sensibility") == 1
+
+
+def test_a_row_that_comes_after_the_cut_is_noticed(job, monkeypatch):
+    plan_units = engine.plan_units
+
+    def slowly(inputs, unit_bytes):
+        units = plan_units(inputs, unit_bytes)
+        with open(job.inputs[0], "ab") as file:
+            file.write(b'{"prompt": "a", "response": "b"}\n')
+        return units
+
+    monkeypatch.setattr(engine, "plan_units", slowly)
+    with pytest.raises(EmpathyError, match="changed while it was read"):
+        run(job, LengthScorer(), PaperPolicy())
+    monkeypatch.undo()
+    assert run(job, LengthScorer(), PaperPolicy()).manifest["counts"]["rows"] == 301
+
+
+@pytest.mark.parametrize(
+    ("pattern", "refused"),
+    [
+        ("**/*.jsonl", True),
+        ("*/*/*.jsonl", True),
+        ("*/s*/part-*", True),
+        ("*/*.jsonl", False),
+        ("in*.jsonl", False),
+        ("**/in*.jsonl", False),
+    ],
+)
+def test_a_pattern_that_would_match_the_output_is_refused(job, tmp_path, monkeypatch, pattern, refused):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "more" / "set").mkdir(parents=True)
+    for name in ("more/x.jsonl", "more/set/part-1.jsonl"):
+        (tmp_path / name).write_bytes((tmp_path / "in.jsonl").read_bytes())
+    given = replace(job, inputs=(pattern,), out=Path("out"))
+    if refused:
+        with pytest.raises(EmpathyError, match="would match what is written to 'out'"):
+            run(given, LengthScorer(), PaperPolicy())
+        assert not (tmp_path / "out").exists()
+    else:
+        run(given, LengthScorer(), PaperPolicy())
+        assert run(given, LengthScorer(), PaperPolicy()).already_done

@@ -58,3 +58,13 @@ def test_other_tables_are_refused(scorer):
     polars = pytest.importorskip("polars", reason="polars is part of the loaders extra")
     with pytest.raises(EmpathyError, match=r"not polars\.LazyFrame; call collect"):
         score_frame(polars.DataFrame(ROWS).lazy(), scorer)
+
+
+@pytest.mark.parametrize("library", ["pandas", "polars"])
+def test_a_frame_without_a_known_column_gives_its_rows_back_as_bad(scorer, library):
+    frames = pytest.importorskip(library, reason=f"{library} is part of the loaders extra")
+    found = score_frame(frames.DataFrame({"text": ["a", "b"]}), scorer)
+    assert list(found["text"]) == ["a", "b"]
+    assert list(found["ee_reject"]) == ["unknown-format"] * 2
+    with pytest.raises(EmpathyError, match="row 0 of this batch"):
+        score_frame(frames.DataFrame({"text": ["a", "b"]}), scorer, RowOptions(bad_rows="raise"))

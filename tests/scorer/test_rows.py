@@ -121,3 +121,9 @@ def test_a_fork_opens_a_session_of_its_own(scorer):
     if found[0] == 0:
         os.kill(child, signal.SIGKILL)
     assert found == (child, 0)
+
+
+@pytest.mark.parametrize("row", [{"prompt": "hi", "response": "bad \ud83d"}, {"id": "\ud83d", "prompt": "a", "response": "b"}])
+def test_half_of_a_surrogate_pair_is_one_bad_row(scorer, row):
+    found = RowScorer(scorer).rate([{"prompt": "hi", "response": "good"}, row])
+    assert found.columns["ee_reject"] == [None, "invalid-utf8"]

@@ -71,3 +71,12 @@ def test_both_containers_hold_the_same(tmp_path):
         lines = (tmp_path / "jsonl" / name / "part-00000.jsonl").read_bytes().splitlines()
         table = pq.read_table(tmp_path / "parquet" / name / "part-00000.parquet")
         assert [orjson.loads(line) for line in lines] == table.to_pylist()
+
+
+def test_numbers_that_no_float_holds_make_the_column_text(tmp_path):
+    # 2^53 + 1 in the first row group, a fraction in the second: as float64 the first would lose its last digit.
+    rows = [{"n": 9007199254740993, "m": 1}] * 10_000 + [{"n": 0.5, "m": 0.5}]
+    table = written(tmp_path, rows)
+    assert table.column("n").to_pylist()[:2] == ["9007199254740993"] * 2
+    assert table.column("n").to_pylist()[-1] == "0.5"
+    assert table.column("m").to_pylist()[-2:] == [1.0, 0.5]

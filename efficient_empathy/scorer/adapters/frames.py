@@ -39,7 +39,7 @@ def _score_pandas(frame: Any, rows: RowScorer) -> Any:
     import pandas as pd
 
     read = frame[[name for name in frame.columns if is_read(name)]].astype(object)
-    rated = _rated(rows, read.where(read.notna(), None).to_dict("records"), list(frame.columns))
+    rated = _rated(rows, read.where(read.notna(), None).to_dict("records"), frame)
     kinds = {"string": object, "int": "Int64", "float": "float64"}
     found = frame.drop(columns=_old(frame.columns)).iloc[rated.rows].copy()
     for name, values in rated.columns.items():
@@ -50,15 +50,18 @@ def _score_pandas(frame: Any, rows: RowScorer) -> Any:
 def _score_polars(frame: Any, rows: RowScorer) -> Any:
     import polars as pl
 
-    rated = _rated(rows, frame.select([name for name in frame.columns if is_read(name)]).to_dicts(), frame.columns)
+    rated = _rated(rows, frame.select([name for name in frame.columns if is_read(name)]).to_dicts(), frame)
     kinds = {"string": pl.String, "int": pl.Int64, "float": pl.Float64}
     new = [pl.Series(name, values, kinds[rows.columns[name]]) for name, values in rated.columns.items()]
     return frame.drop(_old(frame.columns))[rated.rows].with_columns(new)
 
 
-def _rated(rows: RowScorer, read: list[dict[str, Any]], names: list[Any]) -> Rated:
-    others = {name: None for name in names if not is_read(name)}  # so that messages name the columns that are there
-    return rows.rate([{**row, **others} for row in read])
+def _rated(rows: RowScorer, read: list[dict[str, Any]], frame: Any) -> Rated:
+    others = {
+        name: None for name in frame.columns if not is_read(name)
+    }  # so that messages name the columns that are there
+    # Without a column that is read some versions of both libraries give no rows.
+    return rows.rate([{**row, **others} for row in read or [{}] * len(frame)])
 
 
 def _old(names: Any) -> list[Any]:

@@ -196,9 +196,20 @@ def row_examples(row: Any, mode: ExampleMode = "every-turn") -> list[Example]:
     }
     dialogue = parse_row(row, "")
     check_dialogue(row, dialogue)
+    if not _is_unicode(dialogue):
+        raise RowError("invalid-utf8", "a text holds half of a surrogate pair")
     if not dialogue.id:
         dialogue = replace(dialogue, id=_text_id(dialogue))
     return record_examples(Record(row, dialogue, "", 0, None), mode)
+
+
+def _is_unicode(dialogue: Dialogue) -> bool:
+    try:
+        for text in (dialogue.id, dialogue.group or "", *(turn.text for turn in dialogue.turns)):
+            text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def is_read(key: Any) -> bool:
