@@ -70,3 +70,10 @@ def test_no_conversation_is_on_both_sides_and_the_choice_repeats(held):
     np.testing.assert_array_equal(cross_fitted(epochs, scores, groups, 1), cross_fitted(epochs, scores, groups, 1))
     two = ["a"] * 59 + ["b"]
     assert np.isfinite(cross_fitted(epochs, scores, two, 0)).all()
+
+
+def test_a_dimension_that_does_not_vary_among_the_held_out_keeps_its_ranking():
+    raw = np.array([[0.1], [0.3], [0.2]])
+    found = fit_calibration(raw, np.zeros((3, 1))).apply(raw)
+    assert found.ravel().argsort().tolist() == [0, 2, 1]
+    assert found.mean() == pytest.approx(0.0)

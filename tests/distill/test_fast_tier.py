@@ -155,3 +155,15 @@ def test_bench_measures_every_tier(tiered, fresh):
     assert by["fast"].tokens_per_second is None
     assert 0 < by["cascade"].fast_share < 1
     assert by["cascade"].flips < by["fast"].flips
+
+
+def test_a_pool_of_one_conversation_gives_no_fast_tier(distilled, make_synthetic, tmp_path, caplog):
+    from efficient_empathy.distill.fast_tier import PoolParts, make_fast_tier
+    from efficient_empathy.distill.settings import FastOptions
+
+    examples, _ = make_synthetic(40)
+    options = FastOptions(rated_examples=40, least_examples=10)
+    caplog.set_level("INFO")
+    parts = PoolParts(examples, [])  # the last conversation is never kept apart
+    assert make_fast_tier(tmp_path, {"fp32": "transformer.fp32.onnx"}, parts, [], None, (), options, 0) is None
+    assert "belong to one conversation" in caplog.text

@@ -260,3 +260,34 @@ def test_the_command_exits_2_with_one_line_for_what_the_user_can_mend(pool, judg
     assert done.returncode == 2
     assert done.stderr.startswith("Error: the judge at http://127.0.0.1")
     assert done.stderr.count("\n") == 1
+
+
+def test_questions_that_are_always_refused_do_not_stop_a_later_run(pool, tmp_path, options, judge_server, reply):
+    def behave(request, times):
+        number = int(request["messages"][-1]["content"].split("Story ")[1].split(".")[0])
+        return reply(status=400, message="this dialogue is found unfit") if number < 25 else reply()
+
+    judge_server.behave = behave
+    out = tmp_path / "labels.jsonl"
+    # Five answers in the store, and 25 questions left that no run will get an answer to.
+    first = label([str(pool)], out, options(concurrency=30, attempts=1))
+    assert (first.scored, first.unscored) == (5, {"http-400": 25})
+    again = label([str(pool)], out, options(concurrency=1, attempts=1))
+    assert (again.asked, again.scored, again.unscored) == (25, 5, {"http-400": 25})
+
+
+def test_a_judge_that_refuses_everything_is_given_up(pool, tmp_path, options, judge_server, reply):
+    judge_server.behave = lambda request, times: reply(status=400, message="bad request")
+    with pytest.raises(EmpathyError, match=r"last 2\d questions got no answer \(http-400\)"):
+        label([str(pool)], tmp_path / "labels.jsonl", options(attempts=1, concurrency=2))
+
+
+def test_a_limit_is_passed_by_one_answer_of_a_model_that_thinks(pool, tmp_path, options, judge_server, reply):
+    def thinking(request, times):
+        return reply(status=400, message="Unsupported parameter: 'max_tokens'.") if "max_tokens" in request else reply()
+
+    judge_server.behave = thinking
+    # 4,096 tokens at $10 a million would cost $0.041: after the first answer nothing more is asked.
+    report = label([str(pool)], tmp_path / "labels.jsonl", options(max_usd=0.03, concurrency=8))
+    assert report.scored == 1
+    assert judge_server.asked.total() == 2

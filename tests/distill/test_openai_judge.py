@@ -243,3 +243,38 @@ def test_refuses_an_unknown_kind(judge):
 def test_options_out_of_range_are_named(field, value):
     with pytest.raises(EmpathyError, match=f"{field} must"):
         JudgeOptions("openai:m", **{field: value})
+
+
+def test_a_prompt_too_long_for_vllm_does_not_make_its_model_one_that_thinks(judge_server, examples, reply):
+    message = (
+        "'max_tokens' or 'max_completion_tokens' is too large: 256. This model's maximum context length is 4096 tokens "
+        "and your request has 3900 input tokens"
+    )
+    judge_server.behave = lambda request, times: (
+        reply(status=400, message=message) if judge_server.asked.total() == 1 else reply()
+    )
+    judge = open_judge(JudgeOptions("openai:m", base_url=judge_server.url))
+    with pytest.raises(NoAnswerError, match="too-long"):
+        judge.ask(examples[0], RUBRIC)
+    assert judge.ask(examples[1], RUBRIC).scores is not None
+    assert judge_server.requests[-1]["max_tokens"] == 256
+    judge.close()
+
+
+def test_a_403_after_other_answers_is_about_the_question(judge_server, examples, reply):
+    judge_server.behave = lambda request, times: reply(status=403) if judge_server.asked.total() > 1 else reply()
+    judge = open_judge(JudgeOptions("openai:m", base_url=judge_server.url))
+    judge.ask(examples[0], RUBRIC)
+    with pytest.raises(NoAnswerError, match="http-403"):
+        judge.ask(examples[1], RUBRIC)
+    judge.close()
+
+
+@pytest.mark.parametrize("url", ["http://localhost:80a0/v1", "http://[::1/v1", "http://user:secret@:80/v1", "https://"])
+def test_an_address_that_is_none_is_one_sentence_without_it(ask, monkeypatch, url):
+    with pytest.raises(EmpathyError, match="--base-url is no web address") as caught:
+        ask(base_url=url)
+    assert "secret" not in str(caught.value)
+    monkeypatch.setenv("OPENAI_BASE_URL", "localhost:8000/v1")
+    with pytest.raises(EmpathyError, match="variable OPENAI_BASE_URL is no web address"):
+        ask(base_url=None)

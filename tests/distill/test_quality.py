@@ -108,3 +108,13 @@ def test_agreement_names_every_figure():
     assert half["decision/accuracy"].value == 0.25  # of the four only the tie stays where it was
     assert half["spearman/sensibility"].value == pytest.approx(-1.0)
     assert half["mae/sensibility"].value == (8 + 8 + 0 + 6) / 4
+
+
+def test_many_dimensions_make_many_classes_of_which_few_occur():
+    # 20 yes/no items: a million classes, a table of which would have 2^40 cells.
+    scales = tuple(Scale(f"item {d}", 0.0, 1.0) for d in range(20))
+    scores = np.random.default_rng(0).integers(0, 2, (12, 20)).astype(float)
+    bits = 1 << np.arange(20)
+    judged = Judged(scores, [str(row) for row in range(12)], scales, lambda s: ((s > 0.5) * bits).sum(1), 1 << 20)
+    found = agreement(scores, judged, resamples=20)
+    assert (found["decision/macro_f1"].value, found["decision/accuracy"].value) == (1.0, 1.0)

@@ -121,3 +121,10 @@ def test_an_answer_has_scores_or_a_reason():
         Answer("x", None)
     with pytest.raises(ValueError, match="either"):
         Answer("x", {"a": 1}, "no-verdict")
+
+
+def test_a_store_that_fails_in_mid_run_says_what_is_kept(tmp_path: Path):
+    store = LabelStore(tmp_path / "labels.sqlite")
+    store._connection.execute("DROP TABLE answers")
+    with pytest.raises(EmpathyError, match=r"'.*labels.sqlite' cannot be used: no such table.*answered before is kept"):
+        store.latest("x")

@@ -301,3 +301,16 @@ def test_the_rubric_of_the_docs_reads_epitome_rows(tmp_path):
     labelled = load_labelled(labels, None, rubric)
     assert labelled.scores.tolist() == [[0, 0, 2]]
     assert labelled.examples[0].dialogue_id == "p1"
+
+
+def test_a_killed_evaluation_can_be_run_again(base, tmp_path):
+    found = evaluate({"base": [base], "other": [write_answers(tmp_path / "other", said)]}, FEW)
+    out = tmp_path / "out"
+    write_evaluation(found, {}, out)
+    (out / "manifest.json").unlink()  # as a kill between the files leaves it
+    (out / ".rows.jsonl.abcd1234.tmp").write_text("half a row")
+    (out / "pairwise").mkdir()
+    (out / "pairwise" / "answers.sqlite").write_text("paid for")
+    write_evaluation(found, {}, out)
+    assert changed_files(out) == []
+    assert (out / "pairwise" / "answers.sqlite").read_text() == "paid for"

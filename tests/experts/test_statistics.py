@@ -72,3 +72,10 @@ def test_holm_by_hand():
     assert holm([0.01, 0.04, 0.03, 0.005]) == pytest.approx([0.03, 0.06, 0.06, 0.02])
     assert holm([0.6, 0.9]) == [1.0, 1.0]
     assert holm([]) == []
+
+
+@pytest.mark.parametrize(("conversations", "least"), [(1, 1.0), (3, 0.25), (5, 0.0625), (40, 1 / 101)])
+def test_few_conversations_cannot_show_much(conversations, least):
+    # All of n conversations point one way: where nothing differs that has a chance of 2 / 2^n.
+    assert p_value(np.full(101, 2.0), conversations) == least
+    assert p_value(np.full(101, 2.0)) == 1 / 101
