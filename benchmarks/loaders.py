@@ -20,9 +20,9 @@ from efficient_empathy.scorer.adapters.columns import RowMap
 from efficient_empathy.scorer.adapters.rows import row_examples
 from efficient_empathy.scorer.adapters.torch_data import ScoredRows, Sharding
 from efficient_empathy.scorer.batching import padding_share
+from efficient_empathy.scorer.tiers import _MAX_BATCH_TOKENS
 
 POOL = "empathetic_dialogues.valid.jsonl.gz"
-BUDGET = 2048
 
 
 def cpu_seconds() -> float:
@@ -60,7 +60,7 @@ def padding(scorer: Scorer, examples: list, sizes: list[int]) -> dict[str, float
     found = {}
     for size in sizes:
         parts = [lengths[at : at + size] for at in range(0, len(lengths), size)]
-        computed = sum(part.sum() / (1 - padding_share(part, BUDGET)) for part in parts)
+        computed = sum(part.sum() / (1 - padding_share(part, _MAX_BATCH_TOKENS)) for part in parts)
         found[str(size)] = float(1 - lengths.sum() / computed)
     return found
 

@@ -1,6 +1,7 @@
 """Fixtures that several packages' tests share."""
 
 import json
+import os
 import threading
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -11,11 +12,47 @@ from typing import Any
 
 import numpy as np
 import pytest
+from hypothesis import settings
 
 from efficient_empathy.dialogues.types import Example, Turn
 from efficient_empathy.manifest import write_manifest
 from efficient_empathy.scorer.artifact import KIND, SPEC_FILE, TOKENIZER_FILE, Scale, ScorerSpec, write_spec
 from efficient_empathy.scorer.encoding import EncodingSpec
+
+# No time limit an example: a busy machine is no failure; and the same examples each time.
+settings.register_profile("ee", deadline=None, derandomize=True)
+settings.load_profile("ee")
+
+_MAY_BE_SKIPPED = ("no real data at", "ONNX Runtime has")
+"""What a machine may lack, or have, that has all extras installed."""
+_skipped: list[str] = []
+
+
+def pytest_runtest_logreport(report: pytest.TestReport) -> None:
+    """Note what is skipped."""
+    _note(report)
+
+
+def pytest_collectreport(report: pytest.CollectReport) -> None:
+    """Note what is skipped as a whole."""
+    _note(report)
+
+
+def _note(report: pytest.TestReport | pytest.CollectReport) -> None:
+    if report.skipped:
+        reason = report.longrepr[2] if isinstance(report.longrepr, tuple) else str(report.longrepr)
+        if not any(known in reason for known in _MAY_BE_SKIPPED):
+            _skipped.append(f"{report.nodeid}: {reason}")
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    """With ``EE_TEST_NO_SKIPS``, as in CI, what an extra is missing for is a failure."""
+    if _skipped and os.environ.get("EE_TEST_NO_SKIPS"):
+        said = session.config.get_terminal_writer()
+        said.line("\nskipped, though EE_TEST_NO_SKIPS is set:\n  " + "\n  ".join(_skipped))
+        session.exitstatus = pytest.ExitCode.TESTS_FAILED
+
 
 SHARED_DATA = Path(__file__).parents[2] / "shared" / "data"
 

@@ -19,6 +19,8 @@ _BESIDE = {
     "answers.sqlite-shm": "every answer of the judge",
 }
 """Files that runs leave beside what their manifest vouches for, and what they are."""
+_FOLDERS_BESIDE = {("evaluation", "pairwise"): "the verdicts of pairs, which are verified by themselves"}
+"""Folders with manifests of their own, by the kind of folder that they stand in."""
 
 
 @dataclass(frozen=True)
@@ -88,6 +90,8 @@ def check_files(folder: Folder) -> FileCheck:
             beside[label] = "the run's own records" if top == ".units" else "hidden"
         elif name in _BESIDE:
             beside[name] = _BESIDE[name]
+        elif said := _FOLDERS_BESIDE.get((folder.kind, name.split("/")[0])):
+            beside[f"{name.split('/')[0]}/"] = said
         else:
             problems.append(f"'{name}' is not in the manifest: the run did not write it")
     return FileCheck(problems, beside)

@@ -94,8 +94,11 @@ def make_fast_tier(
     Returns:
         What was made, or None where there is too little to learn from.
     """
-    if options.rated_examples == 0:
+    most = options.rated_examples
+    if most == 0:
         return None
+    if len(parts.learnt) + len(parts.unseen) > most:  # --effort high may have drawn more
+        parts = PoolParts(parts.learnt[: most - most // 4], parts.unseen[: max(1, most // 4)])
     if len(parts.learnt) < options.least_examples:
         _log.info(
             "no fast tier: it learns from unlabelled dialogues, and %d examples of them are fewer than %d",

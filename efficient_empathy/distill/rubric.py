@@ -18,7 +18,7 @@ from efficient_empathy.errors import EmpathyError
 from efficient_empathy.manifest import canonical_json, sha256_bytes
 
 # Fields that a labels row or a scored row holds beside the scores.
-_RESERVED = frozenset({"id", "digest", "judge", "rubric", "time", "turn", "subset"})
+_RESERVED = frozenset({"id", "digest", "judge", "rubric", "time", "turn", "subset", "tier", "reject", "error"})
 _LEVEL = re.compile(r"^\s*(-?\d+)(?:\s*(?:-|–|\.\.)\s*(-?\d+))?\s*$")
 
 

@@ -11,6 +11,7 @@ from click.testing import CliRunner
 
 from efficient_empathy.audit import places
 from efficient_empathy.audit.commands import verify_command
+from efficient_empathy.audit.files import check_files, open_folder
 from efficient_empathy.audit.verifying import describe, verify
 from efficient_empathy.distill.rubric import Rubric
 from efficient_empathy.errors import EmpathyError
@@ -261,3 +262,16 @@ def test_a_neighbour_that_may_not_be_read_is_passed_over(make_run, tmp_path, mon
 
     monkeypatch.setattr(places, "sha256_file", guarded)
     assert verify(run).problems == []
+
+
+def test_verdicts_inside_an_evaluation_belong_there(make_evaluation, make_pairwise):
+    evaluation = make_evaluation()
+    shutil.copytree(make_pairwise(), evaluation / "pairwise")
+    found = check_files(open_folder(evaluation))
+    assert (found.problems, list(found.beside)) == ([], ["pairwise/"])
+    assert verify(evaluation / "pairwise").problems == []
+    (evaluation / "other").mkdir()
+    (evaluation / "other" / "x").write_text("")
+    assert check_files(open_folder(evaluation)).problems == [
+        "'other/x' is not in the manifest: the run did not write it"
+    ]

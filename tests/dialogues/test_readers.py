@@ -199,6 +199,9 @@ def test_a_damaged_file_gives_what_came_before(tmp_path, name, pack):
     data[-40000:-39000] = bytes(1000)
     (tmp_path / name).write_bytes(data)
     found = _read(tmp_path)
+    whole = next(place for place, row in enumerate(found) if isinstance(row, Reject))
+    assert whole > 1000
+    assert [record.dialogue.id for record in found[:whole]] == [str(n) for n in range(whole)]
     assert isinstance(found[-1], Reject)
     assert found[-1].reason in {"damaged-file", "truncated-file"}
 

@@ -167,3 +167,29 @@ def test_a_pool_of_one_conversation_gives_no_fast_tier(distilled, make_synthetic
     parts = PoolParts(examples, [])  # the last conversation is never kept apart
     assert make_fast_tier(tmp_path, {"fp32": "transformer.fp32.onnx"}, parts, [], None, (), options, 0) is None
     assert "belong to one conversation" in caplog.text
+
+
+def test_a_larger_pool_is_cut_to_what_was_asked_for(make_synthetic, monkeypatch, tmp_path, caplog):
+    from efficient_empathy.distill import fast_tier
+    from efficient_empathy.distill.settings import FastOptions
+
+    class EnoughError(Exception):
+        pass
+
+    def rate(model, examples, backbone):
+        rated.extend(examples)
+        raise EnoughError
+
+    rated: list[Example] = []
+    monkeypatch.setattr(fast_tier, "_rate", rate)
+    examples, _ = make_synthetic(400)
+    parts = fast_tier.PoolParts(examples[:300], examples[300:])
+    files = {"fp32": "transformer.fp32.onnx"}
+    with pytest.raises(EnoughError):
+        options = FastOptions(rated_examples=200, least_examples=150)
+        fast_tier.make_fast_tier(tmp_path, files, parts, [], None, (), options, 0)
+    assert rated == [*examples[:150], *examples[300:350]]
+    caplog.set_level("INFO")
+    options = FastOptions(rated_examples=200, least_examples=151)
+    assert fast_tier.make_fast_tier(tmp_path, files, parts, [], None, (), options, 0) is None
+    assert "150 examples of them are fewer than 151" in caplog.text

@@ -86,7 +86,7 @@ def test_every_example_of_a_bad_server_ends_scored_or_counted(pool, tmp_path, op
         lambda times: reply(content='{"sensibility": 14, "rationality": 6}'),
         lambda times: reply(content='{"sensibility": 4}'),
         lambda times: reply(body=b"<html>"),
-        lambda times: (time.sleep(1.0), reply())[1],
+        lambda times: (time.sleep(2.5), reply())[1],
     ]
 
     def behave(request, times):
@@ -95,7 +95,7 @@ def test_every_example_of_a_bad_server_ends_scored_or_counted(pool, tmp_path, op
 
     judge_server.behave = behave
     out = tmp_path / "labels.jsonl"
-    report = label([str(pool)], out, options(timeout=0.4))
+    report = label([str(pool)], out, options(timeout=1.5))
     # Three examples of each way: the 1st, 2nd, 3rd and 6th end well.
     assert report.scored == 12 == len(texts(out))
     assert report.unscored == {
@@ -176,7 +176,7 @@ def test_a_dead_server_is_not_asked_a_thousand_times(pool, tmp_path, options, ju
 def test_what_arrived_before_a_refusal_is_kept(pool, tmp_path, options, judge_server, reply):
     judge_server.behave = lambda request, times: reply() if judge_server.asked.total() <= 10 else reply(status=401)
     with pytest.raises(EmpathyError, match="refused the key"):
-        label([str(pool)], tmp_path / "labels.jsonl", options(concurrency=2))
+        label([str(pool)], tmp_path / "labels.jsonl", options(concurrency=1))
     judge_server.behave = lambda request, times: reply()
     assert label([str(pool)], tmp_path / "labels.jsonl", options()).asked == 20
 

@@ -90,6 +90,7 @@ def test_prompt_starts_alike_for_all_examples_and_ends_with_the_last_listener_tu
         (broken(name="and"), "must be an identifier"),
         (broken(name="digest"), "taken"),
         (broken(name="ee_warmth"), "taken"),
+        (broken(name="Tier"), "taken"),
         (broken(name="DEPTH"), "twice"),
         (broken(low=2), "low must be less than high"),
         (broken(high=True), "whole number"),

@@ -112,9 +112,13 @@ def test_a_fork_opens_a_session_of_its_own(scorer):
     session = scorer._tiers[scorer.tier].open()
     child = os.fork()
     if child == 0:
-        same = rows.rate([PAIR, TALK]) == expected
-        own = rows._scorer()._tiers[scorer.tier]._session
-        os._exit(0 if same and own is not None and own is not session else 1)
+        code = 1
+        try:
+            same = rows.rate([PAIR, TALK]) == expected
+            own = rows._scorer()._tiers[scorer.tier]._session
+            code = 0 if same and own is not None and own is not session else 1
+        finally:
+            os._exit(code)  # the child must not go on with the tests
     end = time.monotonic() + 60
     while (found := os.waitpid(child, os.WNOHANG))[0] == 0 and time.monotonic() < end:
         time.sleep(0.05)
@@ -123,7 +127,9 @@ def test_a_fork_opens_a_session_of_its_own(scorer):
     assert found == (child, 0)
 
 
-@pytest.mark.parametrize("row", [{"prompt": "hi", "response": "bad \ud83d"}, {"id": "\ud83d", "prompt": "a", "response": "b"}])
+@pytest.mark.parametrize(
+    "row", [{"prompt": "hi", "response": "bad \ud83d"}, {"id": "\ud83d", "prompt": "a", "response": "b"}]
+)
 def test_half_of_a_surrogate_pair_is_one_bad_row(scorer, row):
     found = RowScorer(scorer).rate([{"prompt": "hi", "response": "good"}, row])
     assert found.columns["ee_reject"] == [None, "invalid-utf8"]

@@ -30,9 +30,7 @@ def test_a_finished_folder_is_recognised_without_scoring(job):
     first = run(job, LengthScorer(), PaperPolicy())
     before = tree(job.out, without=())
     scorer = LengthScorer()
-    started = time.monotonic()
     second = run(job, scorer, PaperPolicy())
-    assert time.monotonic() - started < 1
     assert scorer.calls == []
     assert (first.already_done, second.already_done) == (False, True)
     assert first.manifest == second.manifest

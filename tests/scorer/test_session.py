@@ -120,7 +120,7 @@ def run(rows):
     sums[rows] = run_batch(session, {"attention_mask": np.ones((len(rows), 50), np.int64)})
 run(np.array([0]))
 held = int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize()
-resource.setrlimit(resource.RLIMIT_AS, (held + (64 << 20), held + (64 << 20)))
+resource.setrlimit(resource.RLIMIT_AS, (held + (80 << 20), held + (80 << 20)))
 run_batches(np.full(2000, 50), budget, run)
 assert (sums == 50 * 256).all()
 print(budget.tokens)
@@ -132,7 +132,7 @@ print(budget.tokens)
 def test_a_real_session_that_runs_out_of_memory_goes_on_with_smaller_batches(tmp_path):
     onnx = pytest.importorskip("onnx", reason="onnx is part of the distill extra")
     make, single = onnx.helper.make_node, onnx.TensorProto.FLOAT
-    # Each token becomes 256 numbers, 1 KiB: 2,000 rows of 50 tokens take 100 MB, and there are 64 MiB.
+    # Each token becomes 256 numbers, 1 KiB: 2,000 rows of 50 tokens take 100 MB, and there are 80 MiB.
     nodes = [
         make("Cast", ["attention_mask"], ["mask"], to=single),
         make("Unsqueeze", ["mask", "last"], ["column"]),
