@@ -150,7 +150,7 @@ def folder_beside(out: Path) -> Path:
         out.parent.mkdir(parents=True, exist_ok=True)
         # Eight characters, as mkdtemp draws them: 'scorer' leaves those of 'scorer.v2' alone.
         for left in out.parent.glob(f".{glob.escape(out.name)}.????????{_UNFINISHED}"):
-            with contextlib.suppress(BlockingIOError, FileNotFoundError), _in_use(left):
+            with contextlib.suppress(OSError), _in_use(left):  # in use, gone already, or not ours
                 shutil.rmtree(left, ignore_errors=True)
         return Path(tempfile.mkdtemp(dir=out.parent, prefix=f".{out.name}.", suffix=_UNFINISHED))
     except OSError as error:

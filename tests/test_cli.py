@@ -2,6 +2,7 @@
 
 import os
 import resource
+import shutil
 import subprocess
 import sys
 import tomllib
@@ -129,6 +130,8 @@ def test_a_reader_that_goes_away_is_no_error(tmp_path):
 
 
 def test_options_come_from_the_file_and_flags_win(tmp_path, scorer_folder, rows):
+    with open(rows, "a") as file:
+        file.write("no row\n")  # half of the rows: the run stops unless max-rejected is read
     config = tmp_path / "filter.yaml"
     config.write_text(
         f"scorer: {scorer_folder}\nout: {tmp_path / 'from-file'}\nmax-rejected: 1\nthreshold: 7.5\nformat: parquet\n"
@@ -141,9 +144,13 @@ def test_options_come_from_the_file_and_flags_win(tmp_path, scorer_folder, rows)
     assert manifest["options"]["format"] == "parquet"
     # S 7 and R 4 are both below 7.5; below 5 and above it once the flag says 5.
     assert list((tmp_path / "from-file" / "rationality").glob("*.parquet"))
+    shutil.copytree(
+        tmp_path / "from-file", tmp_path / "from-flag"
+    )  # of another threshold: refused unless overwrite is read
     result = ee("filter", rows, "--threshold", "5", "-o", tmp_path / "from-flag", "--config", config)
     assert result.returncode == 0, result.stderr
     assert list((tmp_path / "from-flag" / "sensibility").glob("*.parquet"))
+    assert not list((tmp_path / "from-flag" / "rationality").glob("*.parquet"))
 
 
 def test_options_that_may_be_repeated_are_lists_or_one_value_in_the_file(tmp_path, scorer_folder, rows):

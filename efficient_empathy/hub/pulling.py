@@ -73,7 +73,7 @@ def pull(repo: str, out: Path, revision: str | None = None) -> Pull:
         if _is_there(out, origin):
             return Pull(str(out), record["kind"], len(names), origin)
         paths = {name: client.hf_hub_download(repo, name, revision=commit) for name in names}
-    _write(out, {**paths, MANIFEST: str(first)}, origin)
+        _write(out, {**paths, MANIFEST: str(first)}, origin)
     return Pull(str(out), record["kind"], len(names), origin)
 
 

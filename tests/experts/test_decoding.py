@@ -125,11 +125,15 @@ def test_streamed_tokens_are_the_answer(tiny, prompts, greedy):
         assert list(stream(tiny, prompt, _with())) == expected.tokens
 
 
-def test_the_position_limit_ends_an_answer(tiny):
+def test_the_position_limit_ends_an_answer(tiny, monkeypatch):
     # The model has 128 positions: 5 are left.
     prompt = Prompt("long", [9] * 123)
     (found,) = answer(tiny, [prompt], _with(max_new_tokens=60))
     assert len(found.tokens) <= 5
+    with monkeypatch.context() as context:
+        context.setattr(tiny.renderer, "end_ids", frozenset())  # it cannot end before
+        (found,) = answer(tiny, [prompt], _with(max_new_tokens=60))
+    assert (len(found.tokens), found.finish) == (5, "length")
     with pytest.raises(EmpathyError, match="'full' has 128 tokens, and 'tiny' reads 128 at most"):
         answer(tiny, [Prompt("full", [9] * 128)], _with())
 

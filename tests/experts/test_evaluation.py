@@ -88,9 +88,17 @@ def test_figures_and_a_constant_difference(base, tmp_path):
     words = by_name["words"]
     assert (words.difference.low, words.difference.value, words.difference.high) == pytest.approx((1, 1, 1))
     assert words.p == pytest.approx(1 / 101)
-    assert words.holm == pytest.approx(min(1, len(found.comparisons) / 101), rel=0.5)
     assert by_name["perplexity"].p == by_name["perplexity"].holm == 1
     assert {comparison.system for comparison in found.comparisons} == {"other"}
+
+
+def test_p_values_are_corrected_for_the_number_of_comparisons(base, tmp_path):
+    other = write_answers(tmp_path / "other", lambda row: said(row) + " too")
+    options = EvaluateOptions(resamples=100, compare=("words", "perplexity"))
+    found = evaluate({"base": [base], "other": [other]}, options)
+    # The smaller of two is doubled, the larger stays.
+    corrected = {comparison.metric: (comparison.p, comparison.holm) for comparison in found.comparisons}
+    assert corrected == {"words": pytest.approx((1 / 101, 2 / 101)), "perplexity": (1, 1)}
 
 
 def test_seeds_are_averaged_and_their_spread_is_kept(base, tmp_path):

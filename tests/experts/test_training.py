@@ -18,6 +18,7 @@ from efficient_empathy.dialogues.types import Turn  # noqa: E402
 from efficient_empathy.errors import EmpathyError  # noqa: E402
 from efficient_empathy.experts.artifact import read_expert  # noqa: E402
 from efficient_empathy.experts.checkpoints import SafeCheckpointIO  # noqa: E402
+from efficient_empathy.experts.loss import response_nll  # noqa: E402
 from efficient_empathy.experts.models import LoadOptions, load_language_model  # noqa: E402
 from efficient_empathy.experts.module import ResponseModule  # noqa: E402
 from efficient_empathy.experts.options import ExpertOptions, FitOptions, LoraOptions  # noqa: E402
@@ -45,10 +46,11 @@ def expert(subsets, tiny_lm, tmp_path_factory):
     return wanted.out, train_expert(wanted)
 
 
-def gradients(subsets, base, tmp_path, batch_size, accumulate):
+def gradients(subsets, base, tmp_path, batch_size, accumulate, dropout=0.0, checkpointing=False):
     """Loss and gradients of one step of eight ragged rows, with the arithmetic that training uses."""
-    wanted = request(subsets, base, tmp_path / "x", batch_size=batch_size, accumulate=accumulate)
-    lora = LoraOptions(dropout=0.0)
+    fit = {"batch_size": batch_size, "accumulate": accumulate, "gradient_checkpointing": checkpointing}
+    wanted = request(subsets, base, tmp_path / "x", **fit)
+    lora = LoraOptions(dropout=dropout)
     options = ExpertOptions(base=str(base), holdout=0.2, lora=lora, fit=wanted.options.fit)
     prepared = prepare(ExpertRequest(wanted.data, wanted.out, options))
     module = ResponseModule(prepared.model, options.fit, 0)
@@ -63,7 +65,12 @@ def gradients(subsets, base, tmp_path, batch_size, accumulate):
     total = 0.0
     for index, piece in enumerate(pieces):
         loss = module.training_step({**prepared.train.collate(piece), "step_tokens": tokens}, index) / accumulate
+        again = []
+        hooks = [part.register_forward_pre_hook(lambda *_, again=again: again.append(1)) for part in module.modules()]
         loss.backward()
+        for hook in hooks:
+            hook.remove()
+        assert bool(again) == checkpointing  # what was not kept is computed once more on the way back
         total += float(loss.detach())
     return total, {name: parameter.grad.clone() for name, parameter in module.trained().items()}
 
@@ -111,6 +118,22 @@ def test_the_expert_learns_and_says_so(expert):
     card = (out / "README.md").read_text()
     assert f"{found.data['examples']:,} dialogue examples" in card
     assert "control random" in card
+
+
+def test_it_stops_when_it_gets_worse_and_writes_its_best_state(subsets, tiny_lm, tmp_path):
+    wanted = request(subsets, tiny_lm, tmp_path / "e", learning_rate=0.03, validations=12, patience=2)
+    result = train_expert(wanted).result
+    measured = dict(result["measurements"])
+    assert 0 < result["best_step"] < result["steps"] < result["planned_steps"] == 26
+    assert [step for step in measured if step > result["best_step"]] == [result["best_step"] + 2, result["steps"]]
+    assert result["val_nll"] == measured[result["best_step"]] == min(measured.values())
+    assert measured[result["steps"]] > result["val_nll"] + 1e-2  # so that the last state would show below
+    held_out = prepare(wanted).held_out
+    batch = held_out.collate(range(len(held_out.rows)))
+    with torch.no_grad():
+        written = load_language_model(str(wanted.out)).model
+        nll, tokens = response_nll(written, batch["input_ids"], batch["attention_mask"], batch["labels"])
+    assert float(nll.sum() / tokens.sum()) == pytest.approx(result["val_nll"], abs=1e-4)
 
 
 def test_anyone_can_load_it_with_peft(expert, tiny_lm):
@@ -179,7 +202,17 @@ def test_stopped_while_it_writes_it_leaves_no_half_folder_and_writes_it_when_run
     assert [path.name for path in tmp_path.iterdir()] == ["e"]
 
 
-def test_gradient_checkpointing_changes_nothing(expert, subsets, tiny_lm, tmp_path):
+def test_gradient_checkpointing_changes_no_gradient(subsets, tiny_lm, tmp_path):
+    loss, kept = gradients(subsets, tiny_lm, tmp_path, 4, 2, dropout=0.5)
+    other, computed = gradients(subsets, tiny_lm, tmp_path, 4, 2, dropout=0.5, checkpointing=True)
+    assert other == pytest.approx(loss, abs=1e-6)
+    assert kept.keys() == computed.keys()
+    assert max(float(gradient.abs().max()) for gradient in kept.values()) > 1e-3
+    for name, gradient in kept.items():
+        assert torch.allclose(gradient, computed[name], atol=1e-6), name
+
+
+def test_a_training_with_gradient_checkpointing_begins_as_one_without(expert, subsets, tiny_lm, tmp_path):
     out, _ = expert
     wanted = request(subsets, tiny_lm, tmp_path / "e", gradient_checkpointing=True, max_steps=4)
     train_expert(wanted)

@@ -178,7 +178,11 @@ def test_gradient_checkpointing_changes_no_gradient(subsets, experts, tmp_path, 
         module._trainer = type("OneDevice", (), {"world_size": 1, "global_rank": 0})()
         module.on_fit_start()
         batch = {**prepared.rows.train.collate([0, 1, 2]), "step_tokens": 20}
-        module.training_step(batch, 0).backward()
+        loss, again = module.training_step(batch, 0), []
+        for part in module.modules():
+            part.register_forward_pre_hook(lambda *_, again=again: again.append(1))
+        loss.backward()
+        assert bool(again) == checkpointing  # what was not kept is computed once more on the way back
         found.append([parameter.grad.clone() for parameter in prepared.router.parameters()])
     assert all(float(gradient.abs().max()) > 1e-6 for gradient in found[1])
     for ours, theirs in zip(*found, strict=True):

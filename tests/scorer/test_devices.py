@@ -1,5 +1,6 @@
 """Devices by name, and the GPU's way of running, exercised on the CPU provider: no GPU is needed here."""
 
+import hashlib
 import logging
 import warnings
 from pathlib import Path
@@ -74,14 +75,24 @@ def test_a_provider_that_breaks_off_is_told_and_auto_falls_back(model, monkeypat
 
 def test_providers_in_order_with_their_options(model, monkeypatch, tmp_path):
     monkeypatch.setenv("EE_CACHE", str(tmp_path))
-    names = {d: [name for name, _ in providers_for(d, model, ALL, 3, False)] for d in devices.DEVICES if d != "auto"}
-    assert names == {
-        "cpu": ["CPUExecutionProvider"],
-        "cuda": ["CUDAExecutionProvider", "CPUExecutionProvider"],
-        "tensorrt": ["TensorrtExecutionProvider", "CUDAExecutionProvider", "CPUExecutionProvider"],
-        "openvino": ["OpenVINOExecutionProvider", "CPUExecutionProvider"],
+    found = {device: providers_for(device, model, ALL, 3, True) for device in devices.DEVICES if device != "auto"}
+    cpu = ("CPUExecutionProvider", {})
+    cuda = ("CUDAExecutionProvider", {"arena_extend_strategy": "kSameAsRequested", "use_tf32": "0"})
+    engines = str(tmp_path / "tensorrt" / hashlib.sha256(model.read_bytes()).hexdigest()[:32])
+    tensorrt = {
+        "trt_engine_cache_enable": "1",
+        "trt_engine_cache_path": engines,
+        "trt_timing_cache_enable": "1",
+        "trt_timing_cache_path": engines,
+        "trt_fp16_enable": "1",
     }
-    assert dict(providers_for("openvino", model, ALL, 3, False))["OpenVINOExecutionProvider"]["num_of_threads"] == "3"
+    openvino = {"device_type": "CPU", "precision": "FP32", "num_of_threads": "3"}
+    assert found == {
+        "cpu": [cpu],
+        "cuda": [cuda, cpu],
+        "tensorrt": [("TensorrtExecutionProvider", tensorrt), cuda, cpu],
+        "openvino": [("OpenVINOExecutionProvider", openvino), cpu],
+    }
 
 
 def test_tensorrt_keeps_the_engines_of_each_file_apart(model, monkeypatch, tmp_path):

@@ -119,6 +119,9 @@ def test_what_differs_from_the_run_before_is_named(job, tmp_path):
     class Other(LengthScorer):
         digest = "other"
 
+    class Fast(LengthScorer):
+        tier = "fast"
+
     def same(**changes):
         return Job(**{"inputs": job.inputs, "out": job.out, "unit_bytes": 5000, **changes})
 
@@ -127,6 +130,8 @@ def test_what_differs_from_the_run_before_is_named(job, tmp_path):
         (same(), LengthScorer(), PaperPolicy(4), "the policy .threshold was 5.0, is 4"),
         (same(), LengthScorer(), None, "the policy"),
         (same(), Other(), PaperPolicy(), "the scorer .digest was lengths, is other"),
+        (same(), Fast(), PaperPolicy(), "the scorer .tier was null, is fast"),
+        (same(format="parquet"), LengthScorer(), PaperPolicy(), "the options .format was jsonl, is parquet"),
         (
             same(examples="last-turn"),
             LengthScorer(),
