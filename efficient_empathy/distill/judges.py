@@ -43,7 +43,8 @@ class Answer:
             raise ValueError("an answer has either scores or a reason why it has none")
 
 
-_BUSY = ("http-408", "http-409", "http-425", "http-429")
+BUSY = frozenset({408, 409, 425, 429})
+"""HTTP statuses that ask to come again later: they say nothing of the question."""
 
 
 class NoAnswerError(Exception):
@@ -57,7 +58,9 @@ class NoAnswerError(Exception):
     @property
     def refused(self) -> bool:
         """Whether this very question was refused, so that others may do better."""
-        return self.reason == "too-long" or (self.reason.startswith("http-4") and self.reason not in _BUSY)
+        return self.reason == "too-long" or (
+            self.reason.startswith("http-4") and self.reason not in {f"http-{status}" for status in BUSY}
+        )
 
 
 class Judge(Protocol):

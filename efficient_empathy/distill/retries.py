@@ -7,9 +7,8 @@ import time
 from collections.abc import Callable, Mapping
 from typing import TypeVar
 
-from efficient_empathy.distill.judges import NoAnswerError
+from efficient_empathy.distill.judges import BUSY, NoAnswerError
 
-_RETRIED = frozenset({408, 409, 425, 429})
 _FIRST_WAIT_S = 0.5
 _LONGEST_WAIT_S = 30.0
 # A server may ask for hours; past this the question is given up, counted, and asked again by the next run.
@@ -97,4 +96,4 @@ def _worth_repeating(error: object) -> bool:
     status = getattr(error, "status_code", 0)
     if getattr(error, "code", None) == "insufficient_quota":
         return False
-    return status in _RETRIED or status >= 500
+    return status in BUSY or status >= 500

@@ -16,9 +16,10 @@ from efficient_empathy.distill.weighing import weigh_numbers
 from efficient_empathy.distill.yaml_files import fields_of, read_yaml, text_of
 from efficient_empathy.errors import EmpathyError
 from efficient_empathy.manifest import canonical_json, sha256_bytes
+from efficient_empathy.scorer.job import FIELDS_OF_OUR_OWN
 
 # Fields that a labels row or a scored row holds beside the scores.
-_RESERVED = frozenset({"id", "digest", "judge", "rubric", "time", "turn", "subset", "tier", "reject", "error"})
+_RESERVED = FIELDS_OF_OUR_OWN | {"digest", "judge", "rubric", "time"}
 _LEVEL = re.compile(r"^\s*(-?\d+)(?:\s*(?:-|–|\.\.)\s*(-?\d+))?\s*$")
 
 

@@ -167,7 +167,10 @@ def _finish(
                 counts.add(row)
     files = [ANSWERS_FILE]
     if rejects:
-        lines = (orjson.dumps(asdict(reject), option=orjson.OPT_APPEND_NEWLINE) for reject in rejects)
+        lines = (
+            orjson.dumps({**asdict(reject), "path": shown_path(reject.path)}, option=orjson.OPT_APPEND_NEWLINE)
+            for reject in rejects
+        )
         write_atomic(job.out / _REJECTED_FILE, b"".join(lines))
         files.append(_REJECTED_FILE)
     body = {

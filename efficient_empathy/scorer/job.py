@@ -18,7 +18,8 @@ OutputFormat = Literal["jsonl", "parquet"]
 OUTPUT_FORMATS: tuple[str, ...] = get_args(OutputFormat)
 SCORED = "examples"
 """The one folder of parts of a run without a policy."""
-_FIELDS_OF_OUR_OWN = {"id", "turn", "subset", "tier"}
+FIELDS_OF_OUR_OWN = frozenset({"id", "turn", "subset", "tier", "reject", "error"})
+"""What stands behind ``ee_`` in a scored row beside the scores: no dimension may be called so."""
 VERSIONED = ("numpy", "orjson", "pyarrow", "tokenizers", "tokie", "onnxruntime", "onnxruntime-gpu")
 """Packages that the written bytes may depend on: the manifest says their versions."""
 
@@ -119,7 +120,7 @@ def check_scorer(scorer: RatesExamples, route: Route | None) -> None:
         EmpathyError: a dimension's field would be one of ``ee_id``, ``ee_turn``, ``ee_subset``, ``ee_tier``, or the policy does
             not fit.
     """
-    if clash := sorted(_FIELDS_OF_OUR_OWN.intersection(scorer.dimensions)):
+    if clash := sorted(FIELDS_OF_OUR_OWN.intersection(scorer.dimensions)):
         raise EmpathyError(
             f"the scorer has a dimension named '{clash[0]}', whose field ee_{clash[0]} has a meaning of its own."
         )
