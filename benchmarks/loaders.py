@@ -1,9 +1,13 @@
 """The scorer inside a DataLoader and a `datasets` map, against `Scorer.score` on the same rows: CPU time, in turns.
 
-python benchmarks/loaders.py --scorer SCORER-FOLDER [--examples 2000] [--rounds 3] [--parts rounds,free,padding]
+python benchmarks/loaders.py --scorer SCORER-FOLDER [--examples 5734] [--slice 250] [--rounds 3] [--parts turns,free,padding]
+
+``turns``: the ways take turns slice by slice, and each slice begins with another way, so that what slows the machine for
+longer than some seconds weighs on all of them alike. `Scorer.score` takes two turns: their ratio is what noise does.
 """
 
 import argparse
+import multiprocessing
 import os
 import statistics
 import time
@@ -23,6 +27,7 @@ from efficient_empathy.scorer.batching import padding_share
 from efficient_empathy.scorer.tiers import _MAX_BATCH_TOKENS
 
 POOL = "empathetic_dialogues.valid.jsonl.gz"
+BASE = "Scorer.score"
 
 
 def cpu_seconds() -> float:
@@ -46,6 +51,12 @@ def through_loader(loader) -> list[list[float]]:
     rows = [row for batch in loader for row in batch]
     rows.sort(key=lambda row: (row["place"], row["ee_turn"]))
     return [[row["ee_sensibility"], row["ee_rationality"]] for row in rows]
+
+
+def through_slice(loader, current, number: int) -> list[list[float]]:
+    """Scores of one slice as the loader gives them."""
+    current.value = number
+    return through_loader(loader)
 
 
 def through_map(dataset, function) -> list[list[float]]:
@@ -76,54 +87,85 @@ class Free:
         return np.zeros((len(examples), 2), np.float32)
 
 
-def make_ways(scorer, rows: list[dict]) -> dict:
-    """Each way of scoring some rows, ready to be called; workers are there and have scored some rows."""
-    dataset = Dataset.from_list(rows)
+def make_ways(scorer, slices: list[list[dict]]) -> dict:
+    """Each way of scoring the rows of a slice, by its number; workers are there and have scored some rows."""
+    datasets = [Dataset.from_list(rows) for rows in slices]
+    current = multiprocessing.Value("i", 0)  # which a worker that lives on sees as well
     ways = {}
     for workers in (0, 1):
-        data = ScoredRows(rows, scorer, sharding=Sharding(chunk=1000))
+        data = ScoredRows(lambda: slices[current.value], scorer, sharding=Sharding(chunk=1000))
         loader = DataLoader(data, batch_size=32, collate_fn=list, num_workers=workers, persistent_workers=workers > 0)
-        next(iter(loader))
-        ways[f"DataLoader, {workers} workers"] = partial(through_loader, loader)
-    ways["datasets.map"] = lambda: through_map(dataset, RowMap(scorer))
+        through_loader(loader)
+        ways[f"DataLoader, {workers} workers"] = partial(through_slice, loader, current)
+    function = RowMap(scorer)
+    ways["datasets.map"] = lambda number: through_map(datasets[number], function)
     return ways
 
 
 def measure_free(rows: list[dict], count: int, rounds: int) -> dict:
     """Microseconds of CPU an example that the ways take beside the scoring."""
     found = {}
-    for name, work in make_ways(Free(), rows).items():
-        seconds = [timed(work)[0] for _ in range(rounds)]
+    for name, work in make_ways(Free(), [rows]).items():
+        seconds = [timed(lambda work=work: work(0))[0] for _ in range(rounds)]
         found[name] = statistics.median(seconds) / count * 1e6
         print(f"{name}: {found[name]:.0f} us an example beside the scoring")
     return found
 
 
-def measure_rounds(scorer: Scorer, rows: list[dict], examples: list, rounds: int) -> dict:
-    """CPU time and scores of each way, in turns."""
-    scorer.score(examples[:50])
-    ways = {"Scorer.score": lambda: scorer.score(examples).astype(np.float64), **make_ways(scorer, rows)}
-    times: dict[str, list[tuple[float, float]]] = {name: [] for name in ways}
+def measure_turns(scorer: Scorer, slices: list[list[dict]]) -> dict:
+    """CPU time and scores of each way, slice by slice in turns."""
+    examples = [[example for row in rows for example in row_examples(row)] for rows in slices]
+    score = lambda number: scorer.score(examples[number]).astype(np.float64)  # noqa: E731
+    ways = {BASE: score, f"{BASE}, again": score, **make_ways(scorer, slices)}
+    names = list(ways)
+    cpu: dict[str, list[float]] = {name: [] for name in ways}
+    wall: dict[str, list[float]] = {name: [] for name in ways}
     differences = dict.fromkeys(ways, 0.0)
-    for number in range(rounds):
-        expected = None
-        for name, work in ways.items():
-            cpu, wall, found = timed(work)
-            expected = found if expected is None else expected
-            differences[name] = max(differences[name], float(np.abs(found - expected).max()))
-            times[name].append((cpu, wall))
-            print(f"round {number}, {name}: {cpu:.2f} s of CPU, {wall:.2f} s")
+    for number in range(len(slices)):
+        first = number % len(names)
+        scores = {}
+        for name in names[first:] + names[:first]:
+            seconds, lasted, scores[name] = timed(lambda name=name, number=number: ways[name](number))
+            cpu[name].append(seconds)
+            wall[name].append(lasted)
+        for name, found in scores.items():
+            differences[name] = max(differences[name], float(np.abs(found - scores[BASE]).max()))
+        print(f"slice {number}: " + ", ".join(f"{cpu[name][-1]:.2f}" for name in names), flush=True)
     result = {}
-    for name, found in times.items():
-        ratios = [mine[0] / base[0] for mine, base in zip(found, times["Scorer.score"], strict=True)]
+    for name in names:
+        ratio, low, high = interval(cpu[name], cpu[BASE])
         result[name] = {
-            "cpu_seconds": [cpu for cpu, _ in found],
-            "seconds": [wall for _, wall in found],
-            "cpu_against_score": statistics.median(ratios),
+            "cpu_seconds": cpu[name],
+            "seconds": wall[name],
+            "cpu_against_score": ratio,
+            "interval": [low, high],
             "largest_difference": differences[name],
         }
-        print(f"{name}: {statistics.median(ratios):.3f} x the CPU time, scores differ by {differences[name]:g} at most")
-    return {"examples": len(examples), "rows": len(rows), "precision": scorer.precision, "ways": result}
+        print(f"{name}: {ratio:.3f} [{low:.3f}, {high:.3f}] x the CPU time, scores differ by {differences[name]:g}")
+    counts = {"examples": sum(map(len, examples)), "rows": sum(map(len, slices)), "slices": len(slices)}
+    return {**counts, "precision": scorer.precision, "ways": result}
+
+
+def interval(mine: list[float], base: list[float], resamples: int = 10_000) -> tuple[float, float, float]:
+    """Ratio of the two sums, and the 95 % interval of a bootstrap over the slices."""
+    pairs = np.array([mine, base])
+    drawn = np.random.default_rng(0).integers(pairs.shape[1], size=(resamples, pairs.shape[1]))
+    sums = pairs[:, drawn].sum(axis=2)
+    low, high = np.percentile(sums[0] / sums[1], [2.5, 97.5])
+    return float(sum(mine) / sum(base)), float(low), float(high)
+
+
+def cut(rows: list[dict], size: int) -> list[list[dict]]:
+    """Slices of whole rows that hold about so many examples each."""
+    slices: list[list[dict]] = [[]]
+    held = 0
+    for row in rows:
+        if held >= size:
+            slices.append([])
+            held = 0
+        slices[-1].append(row)
+        held += len(row_examples(row))
+    return slices
 
 
 def take(pool: list[dict], count: int) -> tuple[list[dict], list]:
@@ -140,8 +182,9 @@ def take(pool: list[dict], count: int) -> tuple[list[dict], list]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--scorer", required=True)
-    parser.add_argument("--parts", default="rounds,free,padding")
-    parser.add_argument("--examples", type=int, default=2000)
+    parser.add_argument("--parts", default="turns,free,padding")
+    parser.add_argument("--examples", type=int, default=5734)
+    parser.add_argument("--slice", type=int, default=250, help="examples that a way scores in a turn")
     parser.add_argument("--rounds", type=int, default=3)
     options = parser.parse_args()
     parts = options.parts.split(",")
@@ -151,8 +194,9 @@ def main() -> None:
     scorer = Scorer.load(options.scorer, threads=1)
     results = read_result("loaders")
     everything = [example for row in pool for example in row_examples(row)]
-    if "rounds" in parts:
-        results["rounds"] = measure_rounds(scorer, *take(pool, options.examples), options.rounds)
+    if "turns" in parts:
+        results["turns"] = measure_turns(scorer, cut(take(pool, options.examples)[0], options.slice))
+        results.pop("rounds", None)
     if "free" in parts:
         rows, examples = take(pool, len(everything))
         results["microseconds_beside_scoring"] = measure_free(rows, len(examples), options.rounds)
