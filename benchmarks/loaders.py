@@ -1,15 +1,15 @@
 """The scorer inside a DataLoader and a `datasets` map, against `Scorer.score` on the same rows: CPU time, in turns.
 
-python benchmarks/loaders.py --scorer SCORER-FOLDER [--examples 5734] [--slice 250] [--rounds 3] [--parts turns,free,padding]
+python benchmarks/loaders.py --scorer SCORER-FOLDER [--examples 5734] [--slice 500] [--parts turns,padding]
 
 ``turns``: the ways take turns slice by slice, and each slice begins with another way, so that what slows the machine for
 longer than some seconds weighs on all of them alike. `Scorer.score` takes two turns: their ratio is what noise does.
+Beside that, each way's CPU time against the part of it that it spent within `Scorer.score`: what a way adds, without the noise.
 """
 
 import argparse
 import multiprocessing
 import os
-import statistics
 import time
 from functools import partial
 from pathlib import Path
@@ -39,11 +39,11 @@ def cpu_seconds() -> float:
     return ticks / os.sysconf("SC_CLK_TCK")
 
 
-def timed(work) -> tuple[float, float, np.ndarray]:
-    """CPU seconds, wall seconds, and what came out."""
-    cpu, wall = cpu_seconds(), time.perf_counter()
+def timed(work) -> tuple[float, np.ndarray]:
+    """CPU seconds, and what came out."""
+    start = cpu_seconds()
     found = np.array(work())
-    return cpu_seconds() - cpu, time.perf_counter() - wall, np.round(found, 4)
+    return cpu_seconds() - start, np.round(found, 4)
 
 
 def through_loader(loader) -> list[list[float]]:
@@ -76,15 +76,20 @@ def padding(scorer: Scorer, examples: list, sizes: list[int]) -> dict[str, float
     return found
 
 
-class Free:
-    """A scorer that costs nothing: what is left is the way there and back."""
+class Metered:
+    """A scorer that adds up the CPU seconds within `score`, in whatever process that is."""
 
-    dimensions = ("sensibility", "rationality")
-    digest = "free"
+    spent = multiprocessing.Value("d", 0.0)
+
+    def __init__(self, scorer: Scorer):
+        self._scorer, self.dimensions, self.digest = scorer, scorer.dimensions, scorer.digest
 
     def score(self, examples):
-        """Nothing for everyone."""
-        return np.zeros((len(examples), 2), np.float32)
+        """Scores of some examples."""
+        start = time.process_time()
+        found = self._scorer.score(examples)
+        self.spent.value += time.process_time() - start
+        return found
 
 
 def make_ways(scorer, slices: list[list[dict]]) -> dict:
@@ -102,57 +107,55 @@ def make_ways(scorer, slices: list[list[dict]]) -> dict:
     return ways
 
 
-def measure_free(rows: list[dict], count: int, rounds: int) -> dict:
-    """Microseconds of CPU an example that the ways take beside the scoring."""
-    found = {}
-    for name, work in make_ways(Free(), [rows]).items():
-        seconds = [timed(lambda work=work: work(0))[0] for _ in range(rounds)]
-        found[name] = statistics.median(seconds) / count * 1e6
-        print(f"{name}: {found[name]:.0f} us an example beside the scoring")
-    return found
-
-
 def measure_turns(scorer: Scorer, slices: list[list[dict]]) -> dict:
     """CPU time and scores of each way, slice by slice in turns."""
     examples = [[example for row in rows for example in row_examples(row)] for rows in slices]
-    score = lambda number: scorer.score(examples[number]).astype(np.float64)  # noqa: E731
-    ways = {BASE: score, f"{BASE}, again": score, **make_ways(scorer, slices)}
+    metered = Metered(scorer)
+    score = lambda number: metered.score(examples[number]).astype(np.float64)  # noqa: E731
+    ways = {BASE: score, f"{BASE}, again": score, **make_ways(metered, slices)}
     names = list(ways)
     cpu: dict[str, list[float]] = {name: [] for name in ways}
-    wall: dict[str, list[float]] = {name: [] for name in ways}
+    scoring: dict[str, list[float]] = {name: [] for name in ways}
     differences = dict.fromkeys(ways, 0.0)
     for number in range(len(slices)):
         first = number % len(names)
         scores = {}
         for name in names[first:] + names[:first]:
-            seconds, lasted, scores[name] = timed(lambda name=name, number=number: ways[name](number))
+            Metered.spent.value = 0.0
+            seconds, scores[name] = timed(lambda name=name, number=number: ways[name](number))
             cpu[name].append(seconds)
-            wall[name].append(lasted)
+            scoring[name].append(Metered.spent.value)
         for name, found in scores.items():
             differences[name] = max(differences[name], float(np.abs(found - scores[BASE]).max()))
         print(f"slice {number}: " + ", ".join(f"{cpu[name][-1]:.2f}" for name in names), flush=True)
     result = {}
     for name in names:
-        ratio, low, high = interval(cpu[name], cpu[BASE])
         result[name] = {
             "cpu_seconds": cpu[name],
-            "seconds": wall[name],
-            "cpu_against_score": ratio,
-            "interval": [low, high],
+            "of_that_scoring": scoring[name],
+            "cpu_against_score": ratio(cpu[name], cpu[BASE]),
+            "cpu_against_own_scoring": ratio(cpu[name], scoring[name]),
             "largest_difference": differences[name],
         }
-        print(f"{name}: {ratio:.3f} [{low:.3f}, {high:.3f}] x the CPU time, scores differ by {differences[name]:g}")
+        print(f"{name}: {shown(result[name]['cpu_against_score'])} x the CPU time of {BASE}, ", end="")
+        print(f"{shown(result[name]['cpu_against_own_scoring'])} x that within its own scoring, ", end="")
+        print(f"scores differ by {differences[name]:g}")
     counts = {"examples": sum(map(len, examples)), "rows": sum(map(len, slices)), "slices": len(slices)}
     return {**counts, "precision": scorer.precision, "ways": result}
 
 
-def interval(mine: list[float], base: list[float], resamples: int = 10_000) -> tuple[float, float, float]:
+def ratio(mine: list[float], base: list[float], resamples: int = 10_000) -> dict[str, float]:
     """Ratio of the two sums, and the 95 % interval of a bootstrap over the slices."""
     pairs = np.array([mine, base])
     drawn = np.random.default_rng(0).integers(pairs.shape[1], size=(resamples, pairs.shape[1]))
     sums = pairs[:, drawn].sum(axis=2)
     low, high = np.percentile(sums[0] / sums[1], [2.5, 97.5])
-    return float(sum(mine) / sum(base)), float(low), float(high)
+    return {"value": float(sum(mine) / sum(base)), "low": float(low), "high": float(high)}
+
+
+def shown(found: dict[str, float]) -> str:
+    """A ratio with its interval."""
+    return f"{found['value']:.3f} [{found['low']:.3f}, {found['high']:.3f}]"
 
 
 def cut(rows: list[dict], size: int) -> list[list[dict]]:
@@ -182,10 +185,9 @@ def take(pool: list[dict], count: int) -> tuple[list[dict], list]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--scorer", required=True)
-    parser.add_argument("--parts", default="turns,free,padding")
+    parser.add_argument("--parts", default="turns,padding")
     parser.add_argument("--examples", type=int, default=5734)
-    parser.add_argument("--slice", type=int, default=250, help="examples that a way scores in a turn")
-    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--slice", type=int, default=500, help="examples that a way scores in a turn")
     options = parser.parse_args()
     parts = options.parts.split(",")
     disable_progress_bars()
@@ -196,10 +198,6 @@ def main() -> None:
     everything = [example for row in pool for example in row_examples(row)]
     if "turns" in parts:
         results["turns"] = measure_turns(scorer, cut(take(pool, options.examples)[0], options.slice))
-        results.pop("rounds", None)
-    if "free" in parts:
-        rows, examples = take(pool, len(everything))
-        results["microseconds_beside_scoring"] = measure_free(rows, len(examples), options.rounds)
     if "padding" in parts:
         results["padding_by_chunk"] = padding(scorer, everything, [250, 500, 1000, 2000, len(everything)])
         print("padding by examples at a time:", results["padding_by_chunk"])
