@@ -2,15 +2,14 @@
 
 python benchmarks/ray_engine.py --scorer SCORER-FOLDER [--examples 200000] [--tier transformer] [--runs 1]
 
-Whole commands in turns, local first. A Ray of its own is started and ended within each command; ``speed_ratio`` is of the
-rating time that run.json tells, which includes that start, and ``whole_ratio`` of the commands' whole time. The result goes to
-benchmarks/results/ray_engine.json, beside that of other tiers.
+Whole commands in turns, local first in every other run. A Ray of its own is started and ended within each command; ``speed_ratio``
+is of the rating time that run.json tells, which includes that start, and ``whole_ratio`` of the commands' whole time, both over all
+runs together. The result goes to benchmarks/results/ray_engine.json, beside that of other tiers.
 """
 
 import argparse
 import json
 import os
-import statistics
 import tempfile
 from pathlib import Path
 
@@ -35,6 +34,11 @@ def one_run(scorer: str, tier: str, source: Path, out: Path, engine: str) -> dic
     }
 
 
+def total(results: list[dict], name: str) -> float:
+    """Sum over all runs."""
+    return sum(result[name] for result in results)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--scorer", required=True)
@@ -47,19 +51,21 @@ def main() -> None:
         source = Path(folder) / "input.jsonl"
         count = write_input(source, options.examples)
         for number in range(options.runs):
-            for engine, results in found.items():
+            for engine in list(ENGINES)[:: -1 if number % 2 else 1]:
                 result = one_run(options.scorer, options.tier, source, Path(folder) / f"{engine}-{number}", engine)
-                results.append(result)
-                print(f"run {number}: {engine}: {result['examples_per_second']:.1f}/s, {result['seconds']:.1f} s whole")
-    pairs = list(zip(found["local"], found["ray"], strict=True))
+                found[engine].append(result)
+                print(
+                    f"run {number}: {engine}: {result['examples_per_second']:.1f}/s, {result['seconds']:.1f} s whole",
+                    flush=True,
+                )
     result = {
         "examples": count,
         "tier": options.tier,
         "cores": len(os.sched_getaffinity(0)),
-        "speed_ratio": statistics.median(a["rating_seconds"] / b["rating_seconds"] for a, b in pairs),
-        "whole_ratio": statistics.median(a["seconds"] / b["seconds"] for a, b in pairs),
+        "speed_ratio": total(found["local"], "rating_seconds") / total(found["ray"], "rating_seconds"),
+        "whole_ratio": total(found["local"], "seconds") / total(found["ray"], "seconds"),
         "same_bytes": len({result["sha256"] for results in found.values() for result in results}) == 1,
-        "runs": [result for pair in pairs for result in pair],
+        "runs": [result for results in found.values() for result in results],
     }
     print(f"speed of ray to local: {result['speed_ratio']:.3f}; same bytes: {result['same_bytes']}")
     write_result("ray_engine", {**read_result("ray_engine"), options.tier: result})
