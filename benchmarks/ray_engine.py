@@ -4,7 +4,7 @@ python benchmarks/ray_engine.py --scorer SCORER-FOLDER [--examples 200000] [--ti
 
 Whole commands in turns, local first in every other run. A Ray of its own is started and ended within each command; ``speed_ratio``
 is of the rating time that run.json tells, which includes that start, and ``whole_ratio`` of the commands' whole time, both over all
-runs together. The result goes to benchmarks/results/ray_engine.json, beside that of other tiers.
+runs together. The result goes to benchmarks/results/ray_engine.json, beside those of other tiers and numbers.
 """
 
 import argparse
@@ -68,7 +68,7 @@ def main() -> None:
         "runs": [result for results in found.values() for result in results],
     }
     print(f"speed of ray to local: {result['speed_ratio']:.3f}; same bytes: {result['same_bytes']}")
-    write_result("ray_engine", {**read_result("ray_engine"), options.tier: result})
+    write_result("ray_engine", {**read_result("ray_engine"), f"{options.tier}-{count}": result})
 
 
 if __name__ == "__main__":
