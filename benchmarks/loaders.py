@@ -171,15 +171,15 @@ def cut(rows: list[dict], size: int) -> list[list[dict]]:
     return slices
 
 
-def take(pool: list[dict], count: int) -> tuple[list[dict], list]:
-    """The first rows that hold so many examples, and these."""
-    rows, examples = [], []
+def take(pool: list[dict], count: int) -> list[dict]:
+    """The first rows that hold so many examples."""
+    rows, held = [], 0
     for row in pool:
-        if len(examples) >= count:
+        if held >= count:
             break
         rows.append({"id": row["id"], "turns": row["turns"], "place": len(rows)})
-        examples += row_examples(row)
-    return rows, examples
+        held += len(row_examples(row))
+    return rows
 
 
 def main() -> None:
@@ -197,7 +197,7 @@ def main() -> None:
     results = read_result("loaders")
     everything = [example for row in pool for example in row_examples(row)]
     if "turns" in parts:
-        results["turns"] = measure_turns(scorer, cut(take(pool, options.examples)[0], options.slice))
+        results["turns"] = measure_turns(scorer, cut(take(pool, options.examples), options.slice))
     if "padding" in parts:
         results["padding_by_chunk"] = padding(scorer, everything, [250, 500, 1000, 2000, len(everything)])
         print("padding by examples at a time:", results["padding_by_chunk"])
