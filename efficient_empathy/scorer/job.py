@@ -117,8 +117,7 @@ def check_scorer(scorer: RatesExamples, route: Route | None) -> None:
     """See that the scorer's fields can be written and the policy applied, before any work.
 
     Raises:
-        EmpathyError: a dimension's field would be one of ``ee_id``, ``ee_turn``, ``ee_subset``, ``ee_tier``, or the policy does
-            not fit.
+        EmpathyError: a dimension is called like one of ``FIELDS_OF_OUR_OWN``, or the policy does not fit.
     """
     if clash := sorted(FIELDS_OF_OUR_OWN.intersection(scorer.dimensions)):
         raise EmpathyError(
