@@ -12,6 +12,7 @@ from claims.pooling import DECIDING, Metric
 
 SEEDS, LEVEL = 3, 0.05
 HELD, FAILED, OPEN = "held", "did not hold", "cannot tell"
+FEW = "too few seeds"
 
 
 @dataclass(frozen=True)
@@ -24,6 +25,8 @@ class Verdict:
 
 def finding(one: dict, metric: Metric) -> str:
     """What one deciding comparison shows of a claim that something is better."""
+    if len(one["seeds"]) < SEEDS:
+        return FEW
     if not _shown(one) or one["low"] <= 0 <= one["high"]:
         return "not shown"
     return "better" if one["value"] * metric.better > 0 else "worse"
@@ -33,7 +36,7 @@ def size(one: dict, metric: Metric) -> str:
     """What one deciding comparison shows of a claim that something changes little."""
     assert metric.margin is not None
     if len(one["seeds"]) < SEEDS:
-        return "not shown"
+        return FEW
     if -metric.margin < one["low"] and one["high"] < metric.margin:
         return "small"
     outside = one["low"] > metric.margin or one["high"] < -metric.margin
@@ -41,7 +44,7 @@ def size(one: dict, metric: Metric) -> str:
 
 
 def _shown(one: dict) -> bool:
-    return len(one["seeds"]) >= SEEDS and one["holm"] <= LEVEL
+    return one["holm"] <= LEVEL
 
 
 def superior(comparisons: Sequence[dict]) -> Verdict:

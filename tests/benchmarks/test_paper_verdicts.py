@@ -32,7 +32,7 @@ def test_better_and_worse_go_by_the_figures_direction():
 
 
 def test_nothing_is_shown_without_three_seeds_the_interval_and_the_correction():
-    assert finding(compared(-0.2, -0.3, -0.1, seeds=2), NATS) == "not shown"
+    assert finding(compared(-0.2, -0.3, -0.1, seeds=2), NATS) == "too few seeds"
     assert finding(compared(-0.2, -0.3, 0.0), NATS) == "not shown"
     assert finding(compared(-0.2, -0.3, -0.1, holm=0.051), NATS) == "not shown"
     assert finding(compared(-0.2, -0.3, -0.1, holm=0.05), NATS) == "better"
@@ -45,7 +45,7 @@ def test_small_is_the_whole_interval_within_the_margin_and_large_the_whole_outsi
     assert size(compared(0.08, 0.06, 0.1), NATS) == "large"
     assert size(compared(-0.08, -0.1, -0.06), NATS) == "large"
     assert size(compared(0.08, 0.06, 0.1, holm=0.2), NATS) == "not shown"
-    assert size(compared(0.0, -0.04, 0.04, seeds=2), NATS) == "not shown"
+    assert size(compared(0.0, -0.04, 0.04, seeds=2), NATS) == "too few seeds"
 
 
 def test_a_claim_of_being_better_needs_every_baseline():
