@@ -22,10 +22,11 @@ import sys
 from dataclasses import asdict
 from pathlib import Path
 
-from claims.plan import STEP, Plan, Speed, Study, cores
+from claims.plan import STEP, Plan, Speed, Study
 from claims.stages import STAGES, Job, Seed, finish, learn
 from common import ROOT, read_result, write_result
 
+from efficient_empathy.environment import usable_cores
 from efficient_empathy.errors import EmpathyError
 from efficient_empathy.manifest import pretty_json, write_atomic
 
@@ -102,7 +103,7 @@ def merge(study: Study) -> dict:
     shared = {name: one for name, one in study.ledger.read().items() if "seconds" in one}
     # Of a base that is a folder, the name alone: where it lies says nothing.
     plan = asdict(study.plan) | {name: Path(getattr(study.plan, name)).name for name in ("base", "backbone")}
-    result = {"plan": plan, "cores": cores(), "shared_costs": shared, "seeds": found}
+    result = {"plan": plan, "cores": usable_cores(), "shared_costs": shared, "seeds": found}
     whole = [seed for seed, one in zip(seeds, found, strict=True) if one["evaluated"]]
     if whole:
         values = [seed_values(seed) for seed in whole]

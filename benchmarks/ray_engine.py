@@ -9,13 +9,14 @@ runs together. The result goes to benchmarks/results/ray_engine.json, beside tho
 
 import argparse
 import json
-import os
 import tempfile
 from pathlib import Path
 
 from common import read_result, run_command, write_result
 from filtering import digest
 from throughput import write_input
+
+from efficient_empathy.environment import usable_cores
 
 ENGINES = {"local": ["--engine", "local"], "ray": ["--engine", "ray", "--address", "local"]}
 
@@ -61,7 +62,7 @@ def main() -> None:
     result = {
         "examples": count,
         "tier": options.tier,
-        "cores": len(os.sched_getaffinity(0)),
+        "cores": usable_cores(),
         "speed_ratio": total(found["local"], "rating_seconds") / total(found["ray"], "rating_seconds"),
         "whole_ratio": total(found["local"], "seconds") / total(found["ray"], "seconds"),
         "same_bytes": len({result["sha256"] for results in found.values() for result in results}) == 1,

@@ -139,3 +139,6 @@ def main() -> None:
     except EmpathyError as error:
         click.echo(f"Error: {' '.join(str(error).split())}", err=True)
         sys.exit(2)
+    except PermissionError as error:
+        click.echo(f"Error: no permission for '{error.filename}'. Change its rights, or choose another path.", err=True)
+        sys.exit(2)

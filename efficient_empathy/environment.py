@@ -12,6 +12,7 @@ from typing import Any
 from efficient_empathy.errors import EmpathyError
 
 PACKAGE = "efficient-empathy"
+_CONTROL_GROUP = Path("/sys/fs/cgroup")
 _PURPOSES = {
     "base": "reading dialogues, policies",
     "cpu": "scoring and filtering on the CPU",
@@ -123,7 +124,7 @@ def environment() -> dict[str, Any]:
         "version": installed_version(PACKAGE),
         "python": platform.python_version(),
         "platform": platform.platform(),
-        "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+        "cores": usable_cores(),
         "memory_gib": _memory_gib(),
         "extras": extras(requirements),
         "onnxruntime": _onnxruntime(),
@@ -131,12 +132,27 @@ def environment() -> dict[str, Any]:
     }
 
 
+def usable_cores() -> int:
+    """Cores this process may run on: job schedulers and containers often grant fewer than the machine has."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return min(cores, _core_limit(_CONTROL_GROUP) or cores)
+
+
+def _core_limit(group: Path) -> int | None:
+    """Cores that a container's share of processor time (cgroup v2) comes to, rounded up; None without a limit."""
+    try:
+        quota, period = (group / "cpu.max").read_text().split()
+        return max(1, -(-int(quota) // int(period)))
+    except (OSError, ValueError):  # no such group, or "max"
+        return None
+
+
 def _memory_gib() -> float | None:
     try:
         size = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     except (AttributeError, ValueError, OSError):  # not on this system
         return None
-    limit = Path("/sys/fs/cgroup/memory.max")  # a container may be granted less than the machine has
+    limit = _CONTROL_GROUP / "memory.max"  # a container may be granted less than the machine has
     text = limit.read_text().strip() if limit.is_file() else ""
     return round(min(size, int(text) if text.isdigit() else size) / 2**30, 1)
 

@@ -6,6 +6,7 @@ import hashlib
 import importlib.metadata
 import os
 import platform
+import re
 import shutil
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping
@@ -157,6 +158,12 @@ def folder_beside(out: Path) -> Path:
         raise EmpathyError(
             f"cannot write to '{out.parent}': {error.strerror}. Choose another output folder with -o."
         ) from error
+
+
+def check_local(out: Path) -> None:
+    """Raise EmpathyError for an output that is a URL, which would else become a folder called ``s3:``."""
+    if re.fullmatch(r"[A-Za-z][\w+.-]+:", next(iter(Path(out).parts), "")):  # a drive has one letter
+        raise EmpathyError(f"-o must be a local path, not the URL '{out}': write here, and copy it afterwards.")
 
 
 def versions(*packages: str) -> dict[str, str]:

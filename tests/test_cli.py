@@ -1,5 +1,6 @@
 """``ee-cli`` as a user starts it: fast, one clear line where something is wrong, options from flags, files and the environment."""
 
+import errno
 import os
 import resource
 import shutil
@@ -13,6 +14,7 @@ import orjson
 import pytest
 
 from efficient_empathy import __version__, cli
+from efficient_empathy.errors import EmpathyError
 
 ROOT = Path(__file__).parents[1]
 COMMANDS = list(cli._COMMANDS)
@@ -214,3 +216,27 @@ def test_options_come_from_the_environment_between_file_and_flag(tmp_path, score
     assert threshold("-o", tmp_path / "2", EE_FILTER_THRESHOLD="2") == 2
     assert threshold("-o", tmp_path / "3", "--threshold", "3", EE_FILTER_THRESHOLD="2") == 3
     assert threshold(EE_FILTER_OUT=str(tmp_path / "4"), EE_FILTER_THRESHOLD="4") == 4
+
+
+@pytest.mark.parametrize("name", [name for name in COMMANDS if name not in ("verify", "report", "doctor", "bench")])
+def test_no_command_takes_a_url_for_a_folder_to_write(name):
+    command = cli.app.get_command(click.Context(cli.app), name)
+    written = [parameter for parameter in command.params if parameter.name == "out"]
+    assert written or name in ("explain", "push")
+    for parameter in written:
+        with pytest.raises(EmpathyError, match="must be a local path, not the URL"):
+            parameter.type.convert("s3://bucket/out", parameter, None)
+        assert parameter.type.convert("bucket/out", parameter, None) == Path("bucket/out")
+
+
+def test_a_missing_right_is_one_line(monkeypatch, capsys):
+    def refuse(**_):
+        raise PermissionError(errno.EACCES, "Permission denied", "/root/scorer")
+
+    monkeypatch.setattr(cli, "app", refuse)
+    with pytest.raises(SystemExit) as ended:
+        cli.main()
+    assert ended.value.code == 2
+    assert capsys.readouterr().err == (
+        "Error: no permission for '/root/scorer'. Change its rights, or choose another path.\n"
+    )

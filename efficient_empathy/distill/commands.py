@@ -15,6 +15,7 @@ from efficient_empathy.distill.options import JudgeOptions
 from efficient_empathy.distill.settings import DEFAULT_BACKBONE, EFFORTS, DistillOptions, FastOptions, TrainingOptions
 from efficient_empathy.errors import EmpathyError
 from efficient_empathy.manifest import pretty_json
+from efficient_empathy.output_path import OutputPath
 from efficient_empathy.selection.report import report
 
 _examples_option = click.option(
@@ -34,7 +35,7 @@ _examples_option = click.option(
     metavar="FILE",
     help="File, folder, quoted glob or URL of dialogues. May be repeated.",
 )
-@click.option("-o", "--out", type=click.Path(path_type=Path, dir_okay=False), required=True, help="Label file (JSONL).")
+@click.option("-o", "--out", type=OutputPath(dir_okay=False), required=True, help="Label file (JSONL).")
 @judge_options()
 @_examples_option
 @click.option("--seed", type=int, default=0, show_default=True, help="Draws the examples.")
@@ -115,7 +116,7 @@ def _rejected(rejected: dict[str, int]) -> list[str]:
     help="File, folder, quoted glob or URL of dialogues: what the labels are about, and the unlabelled pool.",
 )
 @click.option("--labels", type=click.Path(path_type=Path, dir_okay=False), help="Label file, instead of a judge.")
-@click.option("-o", "--out", type=click.Path(path_type=Path, file_okay=False), required=True, help="Scorer folder.")
+@click.option("-o", "--out", type=OutputPath(file_okay=False), required=True, help="Scorer folder.")
 @judge_options(required=False)
 @_examples_option
 @click.option(

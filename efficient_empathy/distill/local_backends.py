@@ -4,7 +4,6 @@ import hashlib
 import http.client
 import importlib.util
 import math
-import os
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -15,6 +14,7 @@ from urllib.parse import urlsplit
 import orjson
 
 from efficient_empathy.distill.judges import NoAnswerError
+from efficient_empathy.environment import usable_cores
 from efficient_empathy.errors import EmpathyError, require
 from efficient_empathy.manifest import sha256_file
 
@@ -114,7 +114,7 @@ class LlamaBackend:
         parameters.n_ctx = _CONTEXT_TOKENS
         parameters.n_parallel = 1
         # Its threads wait for each other after every layer: one that has to share its core slows all of them down.
-        parameters.cpuparams.n_threads = max(1, (os.cpu_count() or 2) - 1)
+        parameters.cpuparams.n_threads = max(1, usable_cores() - 1)
         parameters.verbosity = -1
         parameters.warmup = False
         parameters.port = 0

@@ -1,6 +1,5 @@
 """``generate``: from dialogues to an answers folder, in pieces that a killed run need not do again."""
 
-import os
 import platform
 from collections import Counter
 from collections.abc import Iterable, Sequence
@@ -13,6 +12,7 @@ import torch
 
 from efficient_empathy.dialogues import Reject
 from efficient_empathy.dialogues.files import base_name, find_files, shown_path
+from efficient_empathy.environment import usable_cores
 from efficient_empathy.errors import EmpathyError
 from efficient_empathy.experts.answering import AnsweredRow, Counts, Progress, answer_contexts, check_room
 from efficient_empathy.experts.contexts import ContextOptions, read_contexts
@@ -217,6 +217,6 @@ def _facts(progress: Progress, model: LanguageModel) -> dict[str, Any]:
         "device": model.device.type,
         "dtype": str(next(model.model.parameters()).dtype).removeprefix("torch."),
         "threads": torch.get_num_threads(),
-        "cores": os.cpu_count(),
+        "cores": usable_cores(),
         "platform": platform.platform(),
     }

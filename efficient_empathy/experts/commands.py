@@ -17,6 +17,7 @@ from efficient_empathy.experts.options import (
 )
 from efficient_empathy.experts.rendering import Renderer
 from efficient_empathy.manifest import pretty_json
+from efficient_empathy.output_path import OutputPath
 
 _Function = TypeVar("_Function", bound=Callable[..., Any])
 _COMMANDS = {"generate_command": "generate_commands", "evaluate_command": "evaluate_commands"}
@@ -81,7 +82,7 @@ def training_options(fit: type[FitOptions] = FitOptions) -> Callable[[_Function]
     metavar="DIR",
     help="A subset folder of `ee-cli filter`, or files, globs, URLs of dialogues. May be repeated.",
 )
-@click.option("-o", "--out", type=click.Path(path_type=Path), required=True, help="Expert folder to write.")
+@click.option("-o", "--out", type=OutputPath(), required=True, help="Expert folder to write.")
 @field_option(ExpertOptions, "base", "--base", "smollm2, a Hub id, a folder with safetensors, or a .gguf file.")
 @field_option(
     ExpertOptions,

@@ -11,6 +11,7 @@ from efficient_empathy.experts.pairwise_options import PairwiseOptions, pairwise
 from efficient_empathy.experts.pairwise_report import pairwise_section
 from efficient_empathy.experts.tables import text_report
 from efficient_empathy.manifest import pretty_json
+from efficient_empathy.output_path import OutputPath
 
 
 @click.command("evaluate")
@@ -22,7 +23,7 @@ from efficient_empathy.manifest import pretty_json
     metavar="[NAME=]FOLDER",
     help="Scorer folder to judge the answers with. May be repeated; let one be a judge that did not choose the data.",
 )
-@click.option("-o", "--out", type=click.Path(path_type=Path, file_okay=False), required=True, help="Output folder.")
+@click.option("-o", "--out", type=OutputPath(file_okay=False), required=True, help="Output folder.")
 @click.option("--baseline", metavar="NAME", help="System to compare the others with.  [default: the first]")
 @click.option(
     "--compare",

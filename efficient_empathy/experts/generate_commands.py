@@ -13,6 +13,7 @@ from efficient_empathy.experts.contexts import CONTEXT_MODES, ContextOptions
 from efficient_empathy.experts.decoding_options import DecodingOptions
 from efficient_empathy.experts.rendering import DEFAULT_SYSTEM
 from efficient_empathy.manifest import MANIFEST, pretty_json
+from efficient_empathy.output_path import OutputPath
 
 if TYPE_CHECKING:
     from efficient_empathy.experts.answers import AnswerJob, Outcome
@@ -32,7 +33,7 @@ _DRAWING = ("temperature", "top_p", "top_k")
     help="Folder of an expert or a mixture; or a base: smollm2, a Hub id, a folder, a .gguf file.",
 )
 @click.option("--base", default=None, help="Where the base of an expert or mixture is now, if it was moved.")
-@click.option("-o", "--out", type=click.Path(path_type=Path, file_okay=False), help="Answers folder.")
+@click.option("-o", "--out", type=OutputPath(file_okay=False), help="Answers folder.")
 @click.option(
     "--examples",
     type=click.Choice(CONTEXT_MODES),

@@ -8,6 +8,7 @@ import click
 from efficient_empathy.hub.pulling import pull
 from efficient_empathy.hub.pushing import plan_push, push
 from efficient_empathy.manifest import pretty_json
+from efficient_empathy.output_path import OutputPath
 
 
 @click.command("push")
@@ -39,7 +40,7 @@ def push_command(folder: Path, repo: str, private: bool, revision: str | None, d
 
 @click.command("pull")
 @click.argument("repo", metavar="OWNER/NAME")
-@click.option("-o", "--out", type=click.Path(path_type=Path), required=True, help="Folder to write.")
+@click.option("-o", "--out", type=OutputPath(), required=True, help="Folder to write.")
 @click.option("--revision", metavar="REV", help="Branch, tag or commit hash.  [default: main]")
 @click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
 def pull_command(repo: str, out: Path, revision: str | None, as_json: bool) -> None:

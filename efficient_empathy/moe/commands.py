@@ -21,6 +21,7 @@ from efficient_empathy.moe.options import (
     RouterOptions,
     Sites,
 )
+from efficient_empathy.output_path import OutputPath
 
 
 @click.command("train-moe")
@@ -41,7 +42,7 @@ from efficient_empathy.moe.options import (
     metavar="DIR",
     help="A subset folder of `ee-cli filter`. Repeat it: that of each expert, in their order.",
 )
-@click.option("-o", "--out", type=click.Path(path_type=Path), required=True, help="Mixture folder to write.")
+@click.option("-o", "--out", type=OutputPath(), required=True, help="Mixture folder to write.")
 @field_option(MixtureOptions, "base", "--base", "Where the experts' base is now, if it was moved.")
 @field_option(
     MixtureOptions,
@@ -114,7 +115,7 @@ def train_moe_command(
 @click.option(
     "--data", multiple=True, required=True, metavar="DIR", help="Subset folders; their held-out rows are measured."
 )
-@click.option("-o", "--out", type=click.Path(path_type=Path), required=True, help="Adapter folder to write.")
+@click.option("-o", "--out", type=OutputPath(), required=True, help="Adapter folder to write.")
 @click.option("--base", default=None, help="Where the base is now, if it was moved.")
 @click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto", show_default=True)
 @click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")

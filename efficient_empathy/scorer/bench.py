@@ -13,12 +13,12 @@ from typing import Any
 import numpy as np
 
 from efficient_empathy.dialogues.types import Example
+from efficient_empathy.environment import usable_cores
 from efficient_empathy.errors import EmpathyError
 from efficient_empathy.scorer.artifact import read_artifact
 from efficient_empathy.scorer.cascade import DEFAULT_MAX_FLIPS, check_max_flips
 from efficient_empathy.scorer.job import Route
 from efficient_empathy.scorer.scorer import CASCADE, Scorer, can_cascade
-from efficient_empathy.scorer.session import usable_cores
 from efficient_empathy.scorer.tiers import FAST, TRANSFORMER
 
 _WARM_UP = 64

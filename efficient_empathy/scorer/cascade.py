@@ -6,7 +6,7 @@ to the transformer, as many as a promise needs: the share of decisions that diff
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -31,6 +31,9 @@ _Z = 1.96
 
 class Decides(Protocol):
     """What the cascade needs of a policy."""
+
+    def check(self, dimensions: Sequence[str], scales: Mapping[str, tuple[float, float]] | None = None) -> None:
+        """Raise EmpathyError if the policy cannot be applied to these dimensions."""
 
     def decide(self, scores: np.ndarray, dimensions: Sequence[str]) -> np.ndarray:
         """Choose the subset of each row of (n, d) scores."""

@@ -39,6 +39,14 @@ class Chunk:
             fields["ee_tier"] = self.tiers[place]
         return self.rows[place][1], fields
 
+    def size(self, place: int) -> int:
+        """About how many bytes of text the columns that came in hold."""
+        raw = self.rows[place][2]
+        if raw is not None:
+            return len(raw)
+        example = self.examples[place]
+        return len(example.response) + sum(len(turn.text) for turn in example.context)
+
     def lines(self, places: Iterable[int]) -> Iterator[bytes]:
         """JSON lines without line ends: each the row's own bytes with the new fields spliced in.
 

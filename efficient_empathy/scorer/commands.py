@@ -8,6 +8,7 @@ import click
 
 from efficient_empathy.errors import EmpathyError
 from efficient_empathy.manifest import pretty_json
+from efficient_empathy.output_path import OutputPath
 from efficient_empathy.scorer.cascade import DEFAULT_MAX_FLIPS
 from efficient_empathy.scorer.devices import DEVICES
 from efficient_empathy.scorer.engine import describe_run, run
@@ -25,7 +26,7 @@ _OPTIONS = (
     click.option(
         "--scorer", "scorer_folder", required=True, metavar="DIR", help="Scorer folder, as written by distill."
     ),
-    click.option("-o", "--out", required=True, type=click.Path(path_type=Path), help="Output folder."),
+    click.option("-o", "--out", required=True, type=OutputPath(), help="Output folder."),
     click.option(
         "--examples",
         type=click.Choice(EXAMPLE_MODES),

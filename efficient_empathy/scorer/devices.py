@@ -59,11 +59,27 @@ def first_choice(device: str) -> str:
     """The device that is tried first: what ``auto`` means here, any other as it is."""
     if device != "auto":
         return device
+    ort = onnx_runtime()
+    return "cuda" if ort is not None and _KNOWN["cuda"].provider in ort.get_available_providers() else "cpu"
+
+
+def onnx_runtime() -> Any:
+    """The module ``onnxruntime``; None where it is not installed.
+
+    Raises:
+        EmpathyError: it is broken, as it is after one of two builds in one place was removed.
+    """
     try:
         import onnxruntime
+
+        onnxruntime.get_available_providers()
     except ModuleNotFoundError:
-        return "cpu"
-    return "cuda" if _KNOWN["cuda"].provider in onnxruntime.get_available_providers() else "cpu"
+        return None
+    except (ImportError, OSError, AttributeError) as error:
+        raise EmpathyError(
+            f"ONNX Runtime is installed but cannot be used: {error}. 'ee-cli doctor' says how to mend it."
+        ) from error
+    return onnxruntime
 
 
 def is_gpu(device: str) -> bool:

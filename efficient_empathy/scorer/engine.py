@@ -10,7 +10,8 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from efficient_empathy.dialogues import Unit, plan_units
-from efficient_empathy.dialogues.files import find_files
+from efficient_empathy.dialogues.files import find_files, shown_path
+from efficient_empathy.environment import usable_cores
 from efficient_empathy.errors import EmpathyError
 from efficient_empathy.manifest import MANIFEST, pretty_json, read_manifest, versions, write_atomic, write_manifest
 from efficient_empathy.scorer import ray_engine, runfolder
@@ -20,10 +21,9 @@ from efficient_empathy.scorer.outputs import writing
 from efficient_empathy.scorer.progress import Progress, Quiet
 from efficient_empathy.scorer.rating import rate_unit
 from efficient_empathy.scorer.results import UnitResult, add_up, most_common_reject, progress_counts, read_result
-from efficient_empathy.scorer.session import usable_cores
 from efficient_empathy.scorer.workers import WorkerPlan, plan_workers, rate_in_processes
 
-_ENGINE = 1
+_ENGINE = 2
 """Raised when the same job would give other bytes, so that old and new units are never mixed."""
 _ROWS_BEFORE_JUDGING = 100
 _WHEREABOUTS = ("folder", "origin")
@@ -103,15 +103,24 @@ def describe_run(job: Job, scorer: RatesExamples, route: Route | None = None) ->
         EmpathyError: as ``run`` does before it begins.
     """
     check_scorer(scorer, route)
+    ray_engine.check(job.ray)
     paths = find_files(job.inputs)
     runfolder.check_places(job.out, job.inputs, paths, _files_like(route))
-    units = plan_units(job.inputs, job.unit_bytes)
-    inputs = runfolder.input_sizes(paths)
+    runfolder.check_ours(job.out)
+    inputs, done = runfolder.input_sizes(paths), 0
+    old = None if job.overwrite else runfolder.read_plan(job.out)
+    if old is None:
+        units = plan_units(job.inputs, job.unit_bytes)
+    else:
+        inputs = runfolder.describe_inputs(paths, old)
+        _check_same(job, old, _plan(job, scorer, route, inputs))
+        units = [Unit(**unit) for unit in runfolder.units_of(old, paths)]
+        done = sum(read_result(job.out, unit) is not None for unit in units)
     return {
-        "inputs": inputs,
+        "inputs": [{"path": shown_path(record["path"]), "bytes": record["bytes"]} for record in inputs],
         "bytes": sum(record["bytes"] or 0 for record in inputs),
         "units": len(units),
-        "units_done": sum(runfolder.record_path(job.out, unit.index).is_file() for unit in units),
+        "units_done": done,
         "out": str(job.out),
         "folders": list(folders_of(route)),
         "scorer": describe_scorer(scorer),
@@ -142,29 +151,16 @@ def _prepare(
 ) -> dict[str, Any]:
     """See that the folder is new, or holds the beginning of this very run; note the plan in it."""
     old = runfolder.read_plan(job.out)
-    plan = {
-        "engine": _ENGINE,
-        "inputs": list(inputs),
-        "scorer": {key: value for key, value in describe_scorer(scorer).items() if key not in _WHEREABOUTS},
-        "policy": route.describe() if route is not None else None,
-        "options": _options(job),
-        "folders": list(folders_of(route)),
-    }
-    found = runfolder.differences(old, plan) if old is not None else []
-    if found and not job.overwrite:
-        raise EmpathyError(
-            f"'{job.out}' was written by a run that differs in {' and '.join(found)}. "
-            "Choose another folder with -o, or start over in this one with --overwrite."
-        )
+    plan = _plan(job, scorer, route, inputs)
     # Cutting the inputs takes a pass over them: a run that goes on takes the units of the run it continues.
-    if old and not found:
-        plan["units"] = old["units"]
+    if old is not None and _check_same(job, old, plan):
+        plan["units"] = runfolder.units_of(old, [record["path"] for record in inputs])
     else:
         plan["units"] = [asdict(unit) for unit in cut or plan_units(job.inputs, job.unit_bytes)]
     if old is not None and job.overwrite:
         runfolder.wipe(job.out, old)
     runfolder.remove_leftovers(job.out)
-    if plan != old or job.overwrite:
+    if runfolder.kept(plan) != old or job.overwrite:
         runfolder.write_plan(job.out, plan)
     with writing(job.out):
         for name in folders_of(route):
@@ -172,9 +168,32 @@ def _prepare(
     return plan
 
 
+def _plan(job: Job, scorer: RatesExamples, route: Route | None, inputs: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """What decides whether a run may be continued, without its units."""
+    return {
+        "engine": _ENGINE,
+        "inputs": list(inputs),
+        "scorer": {key: value for key, value in describe_scorer(scorer).items() if key not in _WHEREABOUTS},
+        "policy": route.describe() if route is not None else None,
+        "options": _options(job),
+        "folders": list(folders_of(route)),
+    }
+
+
+def _check_same(job: Job, old: Mapping[str, Any], plan: Mapping[str, Any]) -> bool:
+    """Whether a run goes on with that of an old plan; one that does not must be told to overwrite it."""
+    found = runfolder.differences(old, runfolder.kept(plan))
+    if found and not job.overwrite:
+        raise EmpathyError(
+            f"'{job.out}' was written by a run that differs in {' and '.join(found)}. "
+            "Choose another folder with -o, or start over in this one with --overwrite."
+        )
+    return not found
+
+
 def _options(job: Job) -> dict[str, Any]:
-    """The options that the bytes depend on."""
-    return {"examples": job.examples, "format": job.format, "unit_bytes": job.unit_bytes}
+    """The options that the bytes depend on: int8 scores depend, by up to 0.01, on what is rated together."""
+    return {"examples": job.examples, "format": job.format, "unit_bytes": job.unit_bytes, "chunk": job.chunk}
 
 
 def _rate(

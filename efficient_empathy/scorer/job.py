@@ -10,7 +10,7 @@ import numpy as np
 from efficient_empathy.dialogues.examples import EXAMPLE_MODES, ExampleMode
 from efficient_empathy.dialogues.types import Example
 from efficient_empathy.errors import EmpathyError
-from efficient_empathy.manifest import read_origin
+from efficient_empathy.manifest import check_local, read_origin
 from efficient_empathy.scorer.cascade import describe
 from efficient_empathy.scorer.ray_options import RayOptions
 
@@ -93,6 +93,7 @@ class Job:
     def __post_init__(self) -> None:
         object.__setattr__(self, "inputs", tuple(str(path) for path in self.inputs))
         object.__setattr__(self, "out", Path(self.out))
+        check_local(self.out)
         if not self.inputs:
             raise EmpathyError("inputs is empty; name at least one file, folder, glob or URL of dialogues.")
         if self.examples not in EXAMPLE_MODES:

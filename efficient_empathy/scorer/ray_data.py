@@ -13,12 +13,12 @@ from efficient_empathy.dialogues.types import Example
 from efficient_empathy.errors import EmpathyError, require
 from efficient_empathy.manifest import sha256_bytes
 from efficient_empathy.scorer.job import check_scorer
+from efficient_empathy.scorer.rating import rated_scores
 from efficient_empathy.scorer.ray_options import RayOptions
 from efficient_empathy.scorer.ray_scorer import ShippedScorer, ship_scorer
 from efficient_empathy.scorer.scorer import Scorer
 
 Unreadable = Literal["stop", "keep"]
-_DECIMALS = 4
 
 
 def score_dataset(
@@ -104,9 +104,10 @@ class _ScoresBatches:
             places += [place] * len(read)
             found += read
         rated = [index for index, item in enumerate(found) if isinstance(item, Example)]
-        scores = self._scorer.score([found[index] for index in rated])  # type: ignore[misc]
+        examples = [found[index] for index in rated]
+        scores, _ = rated_scores(self._scorer, examples, lambda index: f"row {places[rated[index]]} of its batch")  # type: ignore[arg-type]
         columns = np.full((len(found), scores.shape[1]), np.nan)
-        columns[rated] = np.round(scores.astype(np.float64), _DECIMALS) + 0.0
+        columns[rated] = scores
         kept = [name for name in table.column_names if not name.startswith(FIELD_PREFIX)]
         out = table.select(kept).take(pa.array(places, pa.int64()))
         ids = [item.id if isinstance(item, Example) else None for item in found]

@@ -12,6 +12,7 @@ from typing import Any
 
 from efficient_empathy.dialogues import Unit
 from efficient_empathy.dialogues.files import is_url
+from efficient_empathy.environment import usable_cores
 from efficient_empathy.errors import EmpathyError, require
 from efficient_empathy.scorer import runfolder
 from efficient_empathy.scorer.job import Job, RatesExamples, Route
@@ -22,7 +23,6 @@ from efficient_empathy.scorer.ray_pool import Pool, amount
 from efficient_empathy.scorer.ray_scorer import ship_scorer
 from efficient_empathy.scorer.results import UnitResult
 from efficient_empathy.scorer.scorer import Scorer
-from efficient_empathy.scorer.session import usable_cores
 from efficient_empathy.scorer.workers import WorkerPlan
 
 _LOCAL_OBJECT_STORE = 256 << 20

@@ -10,7 +10,7 @@ import numpy as np
 import orjson
 
 from efficient_empathy.dialogues import Reject, Unit
-from efficient_empathy.dialogues.files import shown_path
+from efficient_empathy.dialogues.files import kept_name, shown_path
 from efficient_empathy.manifest import pretty_json, write_atomic
 from efficient_empathy.scorer.runfolder import record_path
 
@@ -48,7 +48,7 @@ class UnitResult:
     def of(cls, unit: Unit, subsets: Iterable[str], dimensions: int) -> "UnitResult":
         """A result in which nothing is counted yet."""
         names = list(subsets)
-        return cls(asdict(unit), examples=dict.fromkeys(names, 0), sums={name: [0.0] * dimensions for name in names})
+        return cls(_kept(unit), examples=dict.fromkeys(names, 0), sums={name: [0.0] * dimensions for name in names})
 
     def count_rejected(self, reject: Reject) -> None:
         """Count one row that could not be read."""
@@ -74,13 +74,17 @@ def read_result(out: Path, unit: Unit) -> UnitResult | None:
         result = UnitResult(**orjson.loads(record_path(out, unit.index).read_bytes()))
     except (FileNotFoundError, orjson.JSONDecodeError, TypeError):
         return None
-    if result.unit != asdict(unit):
+    if result.unit != _kept(unit):
         return None
     for part in result.parts:
         path = out / part["file"]
         if not path.is_file() or path.stat().st_size != part["bytes"]:
             return None
     return result
+
+
+def _kept(unit: Unit) -> dict[str, Any]:
+    return {**asdict(unit), "path": kept_name(unit.path)}
 
 
 def add_up(results: Iterable[UnitResult], dimensions: Iterable[str]) -> dict[str, Any]:

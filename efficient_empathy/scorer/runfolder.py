@@ -12,11 +12,11 @@ from typing import Any
 
 import orjson
 
-from efficient_empathy.dialogues.files import find_files, shown_path
+from efficient_empathy.dialogues.files import file_size, find_files, is_url, kept_name, shown_path
+from efficient_empathy.environment import usable_cores
 from efficient_empathy.errors import EmpathyError
 from efficient_empathy.manifest import MANIFEST, pretty_json, sha256_file, write_atomic
 from efficient_empathy.scorer.outputs import writing
-from efficient_empathy.scorer.session import usable_cores
 
 STATE = ".units"
 RUN_FACTS = "run.json"
@@ -50,15 +50,15 @@ def check_places(out: Path, inputs: Sequence[str], paths: Sequence[str], written
     target = out.resolve()
     files = [target / name for name in written]
     for name in inputs:
-        if glob.has_magic(name) and "://" not in name and any(_matches(_parts_of(name), path.parts) for path in files):
+        if glob.has_magic(name) and not is_url(name) and any(_matches(_parts_of(name), path.parts) for path in files):
             raise EmpathyError(
                 f"the pattern '{name}' would match what is written to '{out}'; choose another folder with -o."
             )
         given = Path(name).resolve()
-        if "://" not in name and (given == target or (given.is_dir() and given in target.parents)):
+        if not is_url(name) and (given == target or (given.is_dir() and given in target.parents)):
             raise EmpathyError(f"the output folder '{out}' is or lies in the input '{name}'; choose another with -o.")
     for name in paths:
-        if "://" not in name and target in Path(name).resolve().parents:
+        if not is_url(name) and target in Path(name).resolve().parents:
             raise EmpathyError(f"the input '{name}' lies in the output folder '{out}'; choose another folder with -o.")
 
 
@@ -78,6 +78,18 @@ def _matches(pattern: Sequence[str], parts: Sequence[str]) -> bool:
     return fnmatch.fnmatchcase(parts[0], pattern[0]) and _matches(pattern[1:], parts[1:])
 
 
+def check_ours(out: Path) -> None:
+    """See that the folder is new, empty, or one that a run wrote.
+
+    Raises:
+        EmpathyError: it holds something else, or is a file.
+    """
+    if out.is_dir() and not (out / STATE / _PLAN).is_file() and any(path.name != STATE for path in out.iterdir()):
+        raise EmpathyError(f"the folder '{out}' is not empty, and no run of ee-cli wrote it; choose another with -o.")
+    if out.exists() and not out.is_dir():
+        raise EmpathyError(f"'{out}' is a file; choose a folder with -o.")
+
+
 @contextlib.contextmanager
 def opened(out: Path) -> Iterator[None]:
     """Make the folder, or see that it is one of ours, and keep every other run out of it.
@@ -85,10 +97,7 @@ def opened(out: Path) -> Iterator[None]:
     Raises:
         EmpathyError: it holds something else, cannot be written to, or another run works in it.
     """
-    if out.is_dir() and not (out / STATE / _PLAN).is_file() and any(path.name != STATE for path in out.iterdir()):
-        raise EmpathyError(f"the folder '{out}' is not empty, and no run of ee-cli wrote it; choose another with -o.")
-    if out.exists() and not out.is_dir():
-        raise EmpathyError(f"'{out}' is a file; choose a folder with -o.")
+    check_ours(out)
     with contextlib.ExitStack() as stack:
         with writing(out):
             (out / STATE).mkdir(parents=True, exist_ok=True)
@@ -122,22 +131,28 @@ def read_plan(out: Path) -> dict[str, Any] | None:
 
 
 def write_plan(out: Path, plan: Mapping[str, Any]) -> None:
-    """Note what the run is told; from now on the folder is ours."""
-    write_atomic(out / STATE / _PLAN, pretty_json(plan))
+    """Note what the run is told, as ``kept`` gives it; from now on the folder is ours."""
+    write_atomic(out / STATE / _PLAN, pretty_json(kept(plan)))
+
+
+def kept(plan: Mapping[str, Any]) -> dict[str, Any]:
+    """A plan as it is written: of URLs nothing that may be a secret."""
+    lists = {part: plan[part] for part in ("inputs", "units") if part in plan}
+    return {
+        **plan,
+        **{part: [{**one, "path": kept_name(one["path"])} for one in records] for part, records in lists.items()},
+    }
+
+
+def units_of(plan: Mapping[str, Any], paths: Sequence[str]) -> list[dict[str, Any]]:
+    """The units of a plan that was read, with the paths that they stand for."""
+    real = {kept_name(path): path for path in paths}
+    return [{**unit, "path": real[unit["path"]]} for unit in plan["units"]]
 
 
 def input_sizes(paths: Sequence[str]) -> list[dict[str, Any]]:
     """Path and bytes of each input file, in order; bytes are None where they cannot be told."""
-    return [{"path": path, "bytes": _size(path)} for path in paths]
-
-
-def _size(name: str) -> int | None:
-    if "://" in name:
-        import fsspec
-
-        filesystem, path = fsspec.core.url_to_fs(name)
-        return filesystem.info(path).get("size")
-    return Path(name).stat().st_size if Path(name).is_file() else None
+    return [{"path": path, "bytes": file_size(path)} for path in paths]
 
 
 def describe_inputs(paths: Sequence[str], plan: Mapping[str, Any] | None) -> list[dict[str, Any]]:
@@ -164,8 +179,8 @@ def said_of_inputs(records: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]
 
 def _describe_input(name: str, known: Mapping[str, Any] | None) -> dict[str, Any]:
     path = Path(name)
-    if "://" in name or not path.is_file():
-        return {"path": name, "bytes": _size(name), "sha256": None, "mtime_ns": None}
+    if is_url(name) or not path.is_file():
+        return {"path": name, "bytes": file_size(name), "sha256": None, "mtime_ns": None}
     status = path.stat()
     same = known is not None and (known["bytes"], known["mtime_ns"]) == (status.st_size, status.st_mtime_ns)
     digest = known["sha256"] if known is not None and same else sha256_file(path)
@@ -176,7 +191,7 @@ def noted_inputs(paths: Sequence[str]) -> list[dict[str, Any]]:
     """Path, bytes and time of change of each input file, for ``changed_input``."""
     records = []
     for name in paths:
-        status = Path(name).stat() if "://" not in name and Path(name).is_file() else None
+        status = Path(name).stat() if not is_url(name) and Path(name).is_file() else None
         known = {"bytes": status.st_size, "mtime_ns": status.st_mtime_ns} if status else {"mtime_ns": None}
         records.append({"path": name, **known})
     return records
@@ -197,7 +212,7 @@ def changed_input(inputs: Sequence[Mapping[str, Any]]) -> str | None:
 
 
 def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
-    """What keeps a run from continuing another: one phrase for each part of the plan that differs."""
+    """What keeps a run from continuing another: one phrase for each part of the plans, as ``kept``, that differs."""
     found = []
     before = {record["path"]: _content(record) for record in old["inputs"]}
     now = {record["path"]: _content(record) for record in new["inputs"]}

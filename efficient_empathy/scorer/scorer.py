@@ -167,7 +167,7 @@ class Scorer:
         """Rate examples.
 
         Args:
-            examples: what is to be rated; order and company do not change a score.
+            examples: what is to be rated; in what order and company does not matter in fp32, and by at most 0.01 in int8.
             on_batch: called after each batch with its number of rows, for progress.
 
         Returns:
@@ -199,6 +199,7 @@ class Scorer:
             )
         if not self.spec.cascade or FAST not in self.spec.tiers:
             raise EmpathyError(f"'{self.folder}' has no fast tier to make a cascade of: distil it with --dialogues.")
+        policy.check(self.dimensions, self.scales)
         pairs = Pairs.read(self.folder / self.spec.cascade["file"])
         plan = plan_cascade(pairs, policy, self.dimensions, max_flips)
         if plan.tier == TRANSFORMER or (plan.tier == FAST and tier == "auto"):

@@ -3,7 +3,6 @@
 import contextlib
 import io
 import logging
-import os
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from efficient_empathy.environment import usable_cores
 from efficient_empathy.errors import EmpathyError, MissingExtraError
 from efficient_empathy.scorer.batching import OutOfMemoryError
 from efficient_empathy.scorer.devices import (
@@ -18,6 +18,7 @@ from efficient_empathy.scorer.devices import (
     check_offered,
     first_choice,
     is_gpu,
+    onnx_runtime,
     provider_of,
     providers_for,
 )
@@ -39,14 +40,13 @@ def open_session(model: Path, device: str = "auto", threads: int | None = None, 
 
     Raises:
         MissingExtraError: ONNX Runtime is not installed.
-        EmpathyError: the device is unknown or cannot be had, or the file cannot be read.
+        EmpathyError: it is broken, the device is unknown or cannot be had, or the file cannot be read.
     """
-    try:
-        import onnxruntime as ort
-    except ModuleNotFoundError as error:
+    ort = onnx_runtime()
+    if ort is None:
         raise MissingExtraError(
             "ONNX Runtime is not installed. Install it with: pip install 'efficient-empathy[cpu]' (or [gpu], never both)."
-        ) from error
+        )
     check_device(device)
     check_offered(device, ort.get_available_providers())
     chosen = first_choice(device)
@@ -95,13 +95,6 @@ def _load_cuda(ort: Any) -> None:
         with contextlib.redirect_stdout(io.StringIO()) as said:
             ort.preload_dlls()
         _log.debug("CUDA libraries: %s", said.getvalue())
-
-
-def usable_cores() -> int:
-    """Cores this process may run on: containers and job schedulers often grant fewer than the machine has."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
 
 
 def run_batch(session: Any, batch: dict[str, np.ndarray]) -> np.ndarray:

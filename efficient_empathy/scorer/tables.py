@@ -11,10 +11,11 @@ from efficient_empathy.scorer.chunks import Chunk
 from efficient_empathy.scorer.outputs import writing
 
 _ROWS_A_GROUP = 10_000
+_BYTES_A_GROUP = 64 << 20
 
 
 class ParquetPart:
-    """Rows as a Parquet table, in row groups of up to 10,000.
+    """Rows as a Parquet table, in row groups of up to 10,000 rows and about 64 MiB of text.
 
     A column whose values Arrow cannot hold in one type (5 here, "five" there) is written as JSON text, for the
     whole file.
@@ -26,12 +27,16 @@ class ParquetPart:
         self._spool_path = temporary.with_name(temporary.name + ".spool")
         self._spool: BinaryIO | None = None
         self._rows: list[dict[str, Any]] = []
+        self._bytes = 0
         self._schemas: list[Any] = []
 
     def add(self, chunk: Chunk, places: Sequence[int]) -> None:
         """Append some examples of a chunk."""
         for place in places:
             self.append(*chunk.row(place))
+            self._bytes += chunk.size(place)
+            if self._bytes >= _BYTES_A_GROUP:
+                self._flush()
 
     def append(self, row: Mapping[str, Any], fields: Mapping[str, Any]) -> None:
         """Append one row with new fields."""
@@ -76,7 +81,7 @@ class ParquetPart:
             with pa.ipc.new_stream(self._spool, table.schema) as stream:
                 stream.write_table(table)
         self._schemas.append(table.schema)
-        self._rows = []
+        self._rows, self._bytes = [], 0
 
     def _fitting(self, schema: Any) -> Any:
         """The schema, with JSON text for a column whose joint type cannot hold all values: a number of 17 digits is no float."""

@@ -9,12 +9,13 @@ from typing import Any
 import numpy as np
 
 from efficient_empathy.dialogues.types import Example
+from efficient_empathy.environment import usable_cores
 from efficient_empathy.scorer.artifact import TOKENIZER_FILE, ScorerSpec
 from efficient_empathy.scorer.batching import TokenBudget, TokenCount, run_batches
 from efficient_empathy.scorer.devices import GPU_BATCH_TOKENS, bucket, first_choice, on_gpu
 from efficient_empathy.scorer.encoding import Encoder
 from efficient_empathy.scorer.fast import FastEncoder
-from efficient_empathy.scorer.session import open_session, run_batch, run_bound, usable_cores
+from efficient_empathy.scorer.session import open_session, run_batch, run_bound
 from efficient_empathy.scorer.tokenising import choose_tokenizer
 
 TRANSFORMER, FAST = "transformer", "fast"

@@ -13,12 +13,12 @@ from multiprocessing.connection import Connection, wait
 from typing import Any
 
 from efficient_empathy.dialogues import Unit
+from efficient_empathy.environment import usable_cores
 from efficient_empathy.errors import EmpathyError
 from efficient_empathy.scorer.devices import is_gpu
 from efficient_empathy.scorer.job import Job, RatesExamples, Route
 from efficient_empathy.scorer.rating import rate_unit
 from efficient_empathy.scorer.results import UnitResult
-from efficient_empathy.scorer.session import usable_cores
 
 _TELL_EVERY_SECONDS = 0.25
 _END_SECONDS = 5.0

@@ -1,5 +1,6 @@
 """``ee-cli filter``, ``ee-cli report`` and ``ee-cli bench``."""
 
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import asdict
 from itertools import islice
@@ -8,8 +9,8 @@ from typing import Any
 
 import click
 
-from efficient_empathy.dialogues import read_dialogues
-from efficient_empathy.dialogues.examples import EXAMPLE_MODES, examples_of
+from efficient_empathy.dialogues import read_records, record_examples
+from efficient_empathy.dialogues.examples import EXAMPLE_MODES
 from efficient_empathy.manifest import pretty_json
 from efficient_empathy.scorer.bench import BenchOptions, Measured, bench, recommend
 from efficient_empathy.scorer.cascade import DEFAULT_MAX_FLIPS
@@ -103,9 +104,13 @@ def bench_command(**values: Any) -> None:
         max_flips=values["max_flips"],
     )
     policy = make_policy(values["policy"], values["threshold"], values["keep"])
-    dialogues = read_dialogues(values["inputs"], on_reject=lambda _: None)
-    found = (example for dialogue in dialogues for example in examples_of(dialogue, values["examples"]))
+    rejected: Counter[str] = Counter()
+    records = read_records(values["inputs"], on_reject=lambda reject: rejected.update([reject.reason]))
+    found = (example for record in records for example in record_examples(record, values["examples"]))
     examples = list(islice(found, values["limit"]))
+    if rejected:
+        counts = ", ".join(f"{count} {reason}" for reason, count in sorted(rejected.items()))
+        click.echo(f"left out, since they cannot be read: {rejected.total()} rows ({counts})", err=True)
     measured = bench(values["scorer_folder"], examples, policy, options, lambda line: click.echo(line, err=True))
     best = recommend(measured, options.max_flips)
     if values["as_json"]:

@@ -2,6 +2,7 @@
 
 import os
 import pickle
+import re
 
 import fsspec
 import orjson
@@ -10,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from efficient_empathy.dialogues import EXAMPLE_MODES, Record, plan_units, read_unit
-from efficient_empathy.dialogues.files import shown_path
+from efficient_empathy.dialogues.files import file_size, find_files, kept_name, shown_path
 from efficient_empathy.errors import EmpathyError
 
 ROW = b'{"prompt":"a","response":"b"}'
@@ -204,3 +205,24 @@ def test_a_folder_that_cannot_be_listed_is_not_passed_over(tmp_path, monkeypatch
 )
 def test_what_is_passed_on_of_a_path_holds_no_keys(path, shown):
     assert shown_path(path) == shown
+
+
+def test_what_is_kept_of_a_path_tells_those_apart_that_differ_in_what_is_left_out():
+    assert kept_name("a/b?.jsonl") == "a/b?.jsonl"
+    assert kept_name("https://host/d.jsonl") == "https://host/d.jsonl"
+    kept = [kept_name(f"https://user:{key}@host/d.jsonl?sig={key}") for key in ("SECRET", "OTHER")]
+    assert all(re.fullmatch(r"https://host/d\.jsonl#[0-9a-f]{12}", name) for name in kept)
+    assert kept[0] != kept[1]
+
+
+def test_the_size_of_a_url_that_is_gone_is_one_sentence():
+    with pytest.raises(EmpathyError, match=r"there is no file or folder 'memory://gone/d\.jsonl'; check the name"):
+        file_size("memory://gone/d.jsonl?sig=SECRET")
+
+
+def test_a_name_that_is_not_utf_8_is_refused(tmp_path):
+    (tmp_path / "a.jsonl").write_text("{}")
+    with open(os.fsencode(tmp_path) + b"/caf\xe9.jsonl", "wb"):
+        pass
+    with pytest.raises(EmpathyError, match=r"caf\\xe9\.jsonl' is not UTF-8; rename the file"):
+        find_files([str(tmp_path)])

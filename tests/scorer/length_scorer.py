@@ -10,6 +10,9 @@ from pathlib import Path
 import numpy as np
 import orjson
 
+from efficient_empathy.errors import EmpathyError
+from efficient_empathy.scorer import Scorer
+
 
 class LengthScorer:
     """Sensibility: characters of the response; rationality: of the last context turn; both modulo 11."""
@@ -46,6 +49,14 @@ class FailsOnceMet(LengthScorer):
                 return np.full((len(examples), 2), np.nan, np.float32)
             sys.exit(3)
         return super().score(examples)
+
+
+class TellsItsThreads(Scorer):
+    """Says, in place of a score, how many threads it was told of."""
+
+    def score(self, examples, on_batch=None):
+        """Raise what is to be told."""
+        raise EmpathyError(f"told of {self.threads} threads")
 
 
 def write_rows(path, n=300, seed=0, bad=()):

@@ -2,6 +2,8 @@
 
 import hashlib
 import logging
+import sys
+import types
 import warnings
 from pathlib import Path
 
@@ -11,10 +13,10 @@ import pytest
 from click.testing import CliRunner
 
 from efficient_empathy.dialogues.types import Example, Turn
-from efficient_empathy.errors import EmpathyError
+from efficient_empathy.errors import EmpathyError, MissingExtraError
 from efficient_empathy.scorer import devices, tiers
 from efficient_empathy.scorer.batching import TokenBudget, TokenCount, run_batches
-from efficient_empathy.scorer.devices import bucket, cache_folder, providers_for
+from efficient_empathy.scorer.devices import bucket, cache_folder, first_choice, providers_for
 from efficient_empathy.scorer.scorer import Scorer, _precision
 from efficient_empathy.scorer.session import open_session, run_batch, run_bound
 
@@ -200,3 +202,15 @@ def test_the_command_line_names_the_devices_and_ray_has_two_of_them(scorer_folde
     assert "openvino" in wrong.output
     ray = CliRunner().invoke(score_command, [*args, "--engine", "ray", "--device", "tensorrt"])
     assert "--engine ray runs on cpu or cuda, not on tensorrt" in str(ray.exception)
+
+
+def test_a_hollow_onnxruntime_is_an_error_and_a_missing_one_is_none(model, monkeypatch):
+    monkeypatch.setitem(sys.modules, "onnxruntime", types.ModuleType("onnxruntime"))
+    with pytest.raises(EmpathyError, match=r"installed but cannot be used: .*ee-cli doctor"):
+        first_choice("auto")
+    with pytest.raises(EmpathyError, match=r"installed but cannot be used: .*ee-cli doctor"):
+        open_session(model)
+    monkeypatch.setitem(sys.modules, "onnxruntime", None)
+    assert first_choice("auto") == "cpu"
+    with pytest.raises(MissingExtraError, match=r"efficient-empathy\[cpu\]"):
+        open_session(model)

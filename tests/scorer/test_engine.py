@@ -128,13 +128,39 @@ def test_the_policy_is_checked_before_any_work(tmp_path):
     assert not (tmp_path / "out").exists()
 
 
+def test_a_dry_run_refuses_what_the_run_would_refuse_and_counts_what_is_done(job, tmp_path):
+    assert describe_run(job, LengthScorer(), PaperPolicy())["units_done"] == 0
+    run(job, LengthScorer(), PaperPolicy())
+    planned = describe_run(job, LengthScorer(), PaperPolicy())
+    assert planned["units_done"] == planned["units"] > 5
+    with pytest.raises(EmpathyError, match="written by a run that differs in the policy"):
+        describe_run(job, LengthScorer(), PaperPolicy(threshold=6))
+    assert describe_run(replace(job, overwrite=True), LengthScorer(), PaperPolicy(threshold=6))["units_done"] == 0
+    (tmp_path / "foreign").mkdir()
+    (tmp_path / "foreign" / "thesis.txt").write_text("mine")
+    with pytest.raises(EmpathyError, match="is not empty, and no run of ee-cli wrote it"):
+        describe_run(replace(job, out=tmp_path / "foreign"), LengthScorer(), PaperPolicy())
+
+
 @pytest.mark.parametrize(
     "options",
-    [{"inputs": ()}, {"examples": "all"}, {"format": "csv"}, {"max_rejected": 1.5}, {"chunk": 0}, {"unit_bytes": 0}],
+    [
+        {"inputs": ()},
+        {"examples": "all"},
+        {"format": "csv"},
+        {"max_rejected": 1.5},
+        {"chunk": 0},
+        {"unit_bytes": 0},
+    ],
 )
 def test_a_job_s_options_are_checked(tmp_path, options):
     with pytest.raises(EmpathyError, match=next(iter(options))):
         Job(**{"inputs": ("a.jsonl",), "out": tmp_path, **options})
+
+
+def test_the_output_folder_is_no_url():
+    with pytest.raises(EmpathyError, match="must be a local path, not the URL 's3:/bucket/out'"):
+        Job(("a.jsonl",), "s3://bucket/out")
 
 
 def test_memory_holds_a_chunk_not_a_unit(tmp_path):

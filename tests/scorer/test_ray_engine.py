@@ -15,6 +15,7 @@ import pytest
 from length_scorer import FailsOnceMet, LengthScorer, tree, write_rows
 from ray_cluster import TwoNodes, raters, said_by_us, wait_until
 
+from efficient_empathy.dialogues import plan_units
 from efficient_empathy.errors import EmpathyError
 from efficient_empathy.scorer import Scorer
 from efficient_empathy.scorer.engine import run
@@ -248,7 +249,8 @@ def test_too_many_rejected_rows_stop_the_actors(two_nodes, tmp_path):
     path = write_rows(tmp_path / "in.jsonl", 600, bad=set(range(10, 110)))
     job = Job((str(path),), tmp_path / "out", unit_bytes=5000)
     with pytest.raises(EmpathyError, match=r"\d+ of \d+ rows could not be read, more than --max-rejected 0.05"):
-        run(on_ray(job, two_nodes, job.out), LengthScorer(), PaperPolicy())
+        run(on_ray(job, two_nodes, job.out), LengthScorer(0.01), PaperPolicy())
+    assert len(list((job.out / ".units").glob("[0-9]*.json"))) < len(plan_units(job.inputs, job.unit_bytes))
     wait_until(lambda: not raters())
 
 

@@ -4,6 +4,8 @@ import dataclasses
 import os
 import sys
 
+import numpy as np
+import pyarrow as pa
 import pytest
 from click.testing import CliRunner
 from length_scorer import LengthScorer, write_rows
@@ -15,6 +17,7 @@ from efficient_empathy.scorer import ray_actor, runfolder
 from efficient_empathy.scorer.engine import run
 from efficient_empathy.scorer.job import VERSIONED, Job
 from efficient_empathy.scorer.ray_actor import DONE, FAILED, Task, UnitRater
+from efficient_empathy.scorer.ray_data import _ScoresBatches
 from efficient_empathy.scorer.ray_engine import room_for
 from efficient_empathy.scorer.ray_options import RayOptions
 from efficient_empathy.scorer.ray_pool import cause_of, check_versions
@@ -166,3 +169,16 @@ def test_the_cause_of_a_loss_is_told_in_a_line():
 
 def test_the_local_engine_is_the_default(tmp_path):
     assert Job(("a.jsonl",), tmp_path).ray is None
+
+
+def test_score_dataset_refuses_a_score_that_is_no_number():
+    class Broken(LengthScorer):
+        def open(self):
+            return self
+
+        def score(self, examples):
+            return np.array([[1.0, 2.0], [np.nan, 1.0]], np.float32)
+
+    table = pa.table({"context": ["a", "b"], "response": ["c", "d"]})
+    with pytest.raises(EmpathyError, match="not a number at row 1 of its batch; try --precision fp32"):
+        _ScoresBatches(Broken(), "every-turn", "stop")(table)

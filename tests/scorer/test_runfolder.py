@@ -5,25 +5,61 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
+import fsspec
 import pytest
 from length_scorer import LengthScorer, tree, write_rows
 
 from efficient_empathy.errors import EmpathyError
-from efficient_empathy.scorer.engine import run
+from efficient_empathy.scorer.engine import describe_run, run
 from efficient_empathy.scorer.job import Job
 from efficient_empathy.selection import ExpressionPolicy, PaperPolicy
 
 HERE = Path(__file__).parent
 
 
-def test_the_same_run_twice_gives_the_same_bytes_whatever_the_chunk(job, tmp_path):
+def test_the_same_run_twice_gives_the_same_bytes(job, tmp_path):
     run(job, LengthScorer(), PaperPolicy())
-    again = Job(job.inputs, tmp_path / "again", unit_bytes=5000, chunk=7)
-    run(again, LengthScorer(), PaperPolicy())
+    run(replace(job, out=tmp_path / "again"), LengthScorer(), PaperPolicy())
     assert len(list((job.out / ".units").glob("[0-9]*.json"))) > 5
-    assert tree(job.out) == tree(again.out)
+    assert tree(job.out) == tree(tmp_path / "again")
+
+
+def test_scores_that_company_does_not_change_give_the_same_bytes_whatever_the_chunk(job, tmp_path):
+    run(job, LengthScorer(), PaperPolicy())
+    other = replace(job, out=tmp_path / "again", chunk=7)
+    run(other, LengthScorer(), PaperPolicy())
+    noted = ("run.json", "manifest.json", ".units/plan.json", ".units/lock")
+    assert tree(job.out, noted) == tree(other.out, noted)
+    # A scorer in int8 may give others, so a run does not go on with another chunk.
+    with pytest.raises(EmpathyError, match="the options \\(chunk was 70, is 7\\)"):
+        run(replace(job, chunk=7), LengthScorer(), PaperPolicy())
+
+
+def test_what_is_secret_in_a_url_is_kept_nowhere_and_the_run_goes_on(tmp_path):
+    rows = write_rows(tmp_path / "in.jsonl", 300).read_bytes()
+    fsspec.filesystem("memory").pipe("/secrets/in.jsonl?sig=SECRET", rows)
+    job = Job(("memory://secrets/in.jsonl?sig=SECRET",), tmp_path / "out", unit_bytes=5000)
+    manifest = run(job, LengthScorer(), PaperPolicy()).manifest
+    assert manifest["counts"]["examples"] == 600
+    assert [record["path"] for record in manifest["inputs"]] == ["memory:///secrets/in.jsonl"]
+    before = tree(job.out, without=())
+    assert not [name for name, content in before.items() if b"SECRET" in content]
+    (record := sorted((job.out / ".units").glob("[0-9]*.json"))[0]).unlink()
+    planned = describe_run(job, LengthScorer(), PaperPolicy())
+    assert planned["units"] - planned["units_done"] == 1
+    assert "SECRET" not in str(planned)
+    scorer = LengthScorer()
+    run(job, scorer, PaperPolicy())
+    assert 0 < sum(scorer.calls) < 600
+    assert record.read_bytes() == before[f".units/{record.name}"]
+    fsspec.filesystem("memory").pipe("/secrets/in.jsonl?sig=OTHER", rows)
+    with pytest.raises(EmpathyError, match=r"the inputs \('memory:///secrets/in.jsonl#\w{12}' is gone") as caught:
+        run(replace(job, inputs=("memory://secrets/in.jsonl?sig=OTHER",)), LengthScorer(), PaperPolicy())
+    assert "SECRET" not in str(caught.value)
+    assert "OTHER" not in str(caught.value)
 
 
 def test_a_finished_folder_is_recognised_without_scoring(job):

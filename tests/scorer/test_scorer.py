@@ -3,6 +3,7 @@
 import multiprocessing
 import pickle
 from concurrent.futures import ProcessPoolExecutor
+from dataclasses import replace
 
 import numpy as np
 import onnxruntime
@@ -11,6 +12,7 @@ import pytest
 from efficient_empathy.dialogues.types import Example, Turn
 from efficient_empathy.errors import EmpathyError
 from efficient_empathy.scorer import Scorer
+from efficient_empathy.selection import PaperPolicy
 
 
 def count_example(context_words: int, response_words: int) -> Example:
@@ -137,3 +139,12 @@ def test_int8_is_taken_on_the_cpu_where_the_folder_has_it(distilled):
     scorer = Scorer.load(distilled, device="cpu")
     assert scorer.precision == ("int8" if "int8" in scorer.spec.tiers["transformer"] else "fp32")
     assert Scorer.load(distilled, device="cpu", precision="fp32").precision == "fp32"
+
+
+def test_auto_with_a_policy_that_does_not_fit_says_so(other_scorer_folder):
+    scorer = Scorer.load(other_scorer_folder)
+    scorer.spec = replace(
+        scorer.spec, tiers={**scorer.spec.tiers, "fast": {}}, cascade={"file": "cascade.json", "rows": 300}
+    )
+    with pytest.raises(EmpathyError, match="has: warmth, clarity"):
+        scorer._cascading("auto", PaperPolicy(), 0.05)

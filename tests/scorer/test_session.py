@@ -8,9 +8,10 @@ import numpy as np
 import onnxruntime
 import pytest
 
+from efficient_empathy.environment import usable_cores
 from efficient_empathy.errors import EmpathyError
 from efficient_empathy.scorer.batching import OutOfMemoryError
-from efficient_empathy.scorer.session import open_session, run_batch, usable_cores
+from efficient_empathy.scorer.session import open_session, run_batch
 
 NO_CUDA = "CUDAExecutionProvider" not in onnxruntime.get_available_providers()
 

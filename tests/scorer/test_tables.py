@@ -1,5 +1,6 @@
 """Parquet output: the rows of the JSONL output, types kept, columns of mixed types as JSON text."""
 
+import dataclasses
 import datetime
 
 import orjson
@@ -7,6 +8,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from length_scorer import LengthScorer
 
+from efficient_empathy.scorer import tables
 from efficient_empathy.scorer.engine import run
 from efficient_empathy.scorer.job import Job
 from efficient_empathy.scorer.tables import ParquetPart
@@ -54,6 +56,16 @@ def test_types_are_joined_over_row_groups(tmp_path):
     assert (first["s"], last["s"]) == ({"a": 1, "b": None}, {"a": None, "b": "x"})
     assert (first["new"], last["new"]) == (None, True)
     assert table.num_rows == 10_001
+
+
+def test_long_rows_are_held_by_their_bytes(job, monkeypatch):
+    monkeypatch.setattr(tables, "_BYTES_A_GROUP", 2000)
+    run(dataclasses.replace(job, format="parquet", unit_bytes=None), LengthScorer())
+    (part,) = (job.out / "examples").iterdir()
+    file = pq.ParquetFile(part)
+    assert file.metadata.num_rows == 600
+    # Each row has 150 to 310 bytes, and is there twice.
+    assert 50 < file.num_row_groups < 120
 
 
 def test_both_containers_hold_the_same(tmp_path):

@@ -10,8 +10,10 @@ from pathlib import Path
 
 import orjson
 import pytest
-from length_scorer import FailsOnceMet, LengthScorer, tree, write_rows
+from length_scorer import FailsOnceMet, LengthScorer, TellsItsThreads, tree, write_rows
 
+from efficient_empathy.dialogues import plan_units
+from efficient_empathy.environment import usable_cores
 from efficient_empathy.errors import EmpathyError
 from efficient_empathy.scorer import Scorer, workers
 from efficient_empathy.scorer.engine import run
@@ -50,6 +52,8 @@ def test_a_real_scorer_travels_and_is_told_of_its_threads(scorer_folder, job, tm
     manifests = [run(with_workers(job, n, tmp_path / str(n)), scorer, PaperPolicy()).manifest for n in (1, 2)]
     assert manifests[0] == manifests[1]
     assert manifests[0]["ran_on"] == ["CPUExecutionProvider"]
+    with pytest.raises(EmpathyError, match=f"told of {max(1, usable_cores() // 2)} threads"):
+        run(with_workers(job, 2, tmp_path / "told"), TellsItsThreads.load(scorer_folder), PaperPolicy())
     assert tree(tmp_path / "1") == tree(tmp_path / "2")
 
 
@@ -109,7 +113,8 @@ def test_too_many_rejected_rows_stop_several_workers(tmp_path):
     path = write_rows(tmp_path / "in.jsonl", 600, bad=set(range(10, 110)))
     job = Job((str(path),), tmp_path / "out", unit_bytes=5000, workers=2)
     with pytest.raises(EmpathyError, match=r"\d+ of \d+ rows could not be read, more than --max-rejected 0.05"):
-        run(job, LengthScorer(), PaperPolicy())
+        run(job, LengthScorer(0.01), PaperPolicy())
+    assert 0 < units_done(job.out) < len(plan_units(job.inputs, job.unit_bytes))
 
 
 RUN = """
@@ -195,7 +200,7 @@ def test_ctrl_c_stops_the_workers_quietly(job):
     out, err = process.communicate(timeout=60)
     assert (out, err) == ("stopped by hand\n", "")
     wait_for_the_end_of_all(process.pid)
-    assert not run(Job(job.inputs, job.out, unit_bytes=5000), LengthScorer(), PaperPolicy()).already_done
+    assert not run(dataclasses.replace(job, chunk=10), LengthScorer(), PaperPolicy()).already_done
 
 
 class WithThreads(LengthScorer):

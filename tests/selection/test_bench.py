@@ -62,3 +62,13 @@ def test_nothing_to_measure_on_is_said(tmp_path, scorer_folder):
     run = CliRunner().invoke(app, ["bench", str(tmp_path / "rows.jsonl"), "--scorer", str(scorer_folder)])
     assert isinstance(run.exception, EmpathyError)
     assert "there are no examples to measure on" in str(run.exception)
+
+
+@pytest.mark.slow
+def test_the_command_measures_the_examples_that_filter_rates_and_tells_of_other_rows(tmp_path, scorer_folder):
+    turns = [{"role": role, "text": "a b c"} for role in ("speaker", "listener") * 3]
+    rows = [json.dumps({"id": "c", "turns": turns, "ee_turn": turn}) for turn in (1, 3, 5)]
+    (tmp_path / "scored.jsonl").write_text("\n".join([*rows, "no row", "nor this"]) + "\n")
+    run = CliRunner().invoke(app, ["bench", str(tmp_path / "scored.jsonl"), "--scorer", str(scorer_folder), "--json"])
+    assert json.loads(run.stdout)["examples"] == 3
+    assert "left out, since they cannot be read: 2 rows (2 " in run.stderr

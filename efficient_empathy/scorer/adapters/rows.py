@@ -14,11 +14,11 @@ from efficient_empathy.dialogues import Dialogue, Example, Record, RowError, par
 from efficient_empathy.dialogues.examples import EXAMPLE_MODES, ExampleMode
 from efficient_empathy.dialogues.formats import GROUP_KEYS, PROMPT_KEYS, RESPONSE_KEYS
 from efficient_empathy.dialogues.records import FIELD_PREFIX, check_dialogue
+from efficient_empathy.environment import usable_cores
 from efficient_empathy.errors import EmpathyError
 from efficient_empathy.manifest import canonical_json, sha256_bytes
 from efficient_empathy.scorer.job import RatesExamples, Route, check_scorer
 from efficient_empathy.scorer.rating import rated_scores
-from efficient_empathy.scorer.session import usable_cores
 
 BadRows = Literal["keep", "drop", "raise"]
 BAD_ROWS: tuple[str, ...] = get_args(BadRows)
