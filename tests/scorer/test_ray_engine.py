@@ -209,7 +209,7 @@ def test_a_stopped_run_leaves_no_actor_and_goes_on_without_ray(two_nodes, job, t
     scorer = LengthScorer()
     run(dataclasses.replace(job, workers=1, chunk=10), scorer, PaperPolicy())
     assert sum(scorer.calls) < 600
-    run(Job(job.inputs, tmp_path / "straight", unit_bytes=5000), LengthScorer(), PaperPolicy())
+    run(Job(job.inputs, tmp_path / "straight", unit_bytes=5000, chunk=10), LengthScorer(), PaperPolicy())
     assert tree(job.out) == tree(tmp_path / "straight")
 
 
