@@ -63,7 +63,8 @@ def _seeds(seeds: Sequence[dict]) -> str:
         pool = one["thresholds"].get("pool", {}).get("examples", "")
         router = one.get("mixture", {}).get("verdict", "")
         rows.append((str(one["seed"]), str(one.get("labels", "")), *scorer, str(pool), str(router)))
-    header = ("seed", "labels", "scorer: Spearman sensibility", "rationality", "examples of the pool", "router")
+    scorer_header = ("scorer, on its own held-out labels: Spearman sensibility", "rationality")
+    header = ("seed", "labels", *scorer_header, "examples of the pool", "router")
     return table(header, rows)
 
 

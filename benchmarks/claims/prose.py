@@ -60,8 +60,11 @@ LIMITS = """
     python benchmarks/paper.py --keep work/ --dry-run
     python benchmarks/paper.py --keep work/
 
-A killed run goes on when it is started again. The data is not part of the project: `benchmarks/common.py` says where it is
-looked for.
+A killed run goes on when it is started again. The data is not ours to pass on. The scripts look for it in
+`../shared/data/` beside the clone, as gzipped JSONL, and say which file is missing:
+`empathetic_dialogues.train.jsonl.gz` and `.valid` (`id`, `turns`), `ed_paper_scores.valid.jsonl.gz` (`id`, `conv_id`,
+`context`, `response`, `sensibility`, `rationality`; from the paper's repository), `epitome.jsonl.gz` (`id`, `sp_id`,
+`seeker`, `response` and the three mechanisms).
 """
 RULES = """
 ## The rules
