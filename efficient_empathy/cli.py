@@ -122,11 +122,26 @@ def app() -> None:
     """Turn a few LLM judgements into a scorer cheap enough to rate every dialogue."""
 
 
+class _Stderr(logging.StreamHandler):
+    """Writes to what is stderr at the moment: a bar that moves takes it over to write above itself."""
+
+    def __init__(self) -> None:
+        logging.Handler.__init__(self)
+
+    @property
+    def stream(self) -> Any:
+        return sys.stderr
+
+    @stream.setter
+    def stream(self, _: Any) -> None:
+        """Nothing is kept."""
+
+
 def main() -> None:
     """Run ``ee-cli``: exit 0 done, 1 a check said no, 2 the user can mend it."""
     log = logging.getLogger("efficient_empathy")
     log.setLevel(logging.INFO)
-    log.addHandler(logging.StreamHandler())  # stderr: results alone go to stdout
+    log.addHandler(_Stderr())  # results alone go to stdout
     try:
         # Outside of its standalone mode click hands back the code of ctx.exit(), and None where nothing exits.
         sys.exit(app(standalone_mode=False, auto_envvar_prefix="EE") or 0)

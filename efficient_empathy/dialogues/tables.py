@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from efficient_empathy.dialogues.blocks import DamagedFileError
-from efficient_empathy.dialogues.files import is_url, open_file
+from efficient_empathy.dialogues.files import is_url, open_file, shown_path
 from efficient_empathy.errors import EmpathyError
 
 _BATCH_ROWS = 1024
@@ -86,7 +86,7 @@ def _parquet(path: str) -> Iterator[Any]:
         except (pa.ArrowInvalid, OSError) as error:
             if not _of_content(error):
                 raise
-            raise EmpathyError(f"'{path}' is not a Parquet file, or is damaged: {error}") from error
+            raise EmpathyError(f"'{shown_path(path)}' is not a Parquet file, or is damaged: {error}") from error
         yield file
 
 
@@ -110,7 +110,7 @@ def _arrow_batches(path: str) -> Iterator[Any]:
         except (pa.ArrowInvalid, OSError, EOFError) as error:
             if not _of_content(error):
                 raise
-            raise EmpathyError(f"'{path}' is not an Arrow file, or is damaged: {error}") from error
+            raise EmpathyError(f"'{shown_path(path)}' is not an Arrow file, or is damaged: {error}") from error
 
 
 def _of_content(error: Exception) -> bool:

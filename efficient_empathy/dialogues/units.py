@@ -8,7 +8,7 @@ from typing import Literal
 import orjson
 
 from efficient_empathy.dialogues.blocks import DamagedFileError, unpack
-from efficient_empathy.dialogues.files import KNOWN, container_of, find_files, is_url, open_file
+from efficient_empathy.dialogues.files import KNOWN, container_of, find_files, is_url, open_file, shown_path
 from efficient_empathy.dialogues.tables import plan_batches, plan_row_groups
 from efficient_empathy.errors import EmpathyError
 
@@ -53,7 +53,9 @@ def plan_units(inputs: Sequence[str], unit_bytes: int | None = _LARGEST_UNIT) ->
     size = _shared_out(paths) if unit_bytes is None else unit_bytes
     units = [unit for path in paths for unit in _units_of(path, size)]
     if not units:
-        names = ", ".join(f"'{path}'" for path in paths[:3]) + (f" and {len(paths) - 3} more" if len(paths) > 3 else "")
+        names = ", ".join(f"'{shown_path(path)}'" for path in paths[:3]) + (
+            f" and {len(paths) - 3} more" if len(paths) > 3 else ""
+        )
         raise EmpathyError(f"the input is empty: {names} {'holds' if len(paths) == 1 else 'hold'} no rows.")
     return [replace(unit, index=index) for index, unit in enumerate(units)]
 
@@ -67,7 +69,7 @@ def _shared_out(paths: Sequence[str]) -> int:
 def _units_of(path: str, unit_bytes: int) -> Iterator[Unit]:
     container = container_of(path)
     if container is None:
-        raise EmpathyError(f"'{path}' is of no known container; a file's name must end in one of: {KNOWN}.")
+        raise EmpathyError(f"'{shown_path(path)}' is of no known container; a file's name must end in one of: {KNOWN}.")
     kind, packed = container
     if kind == "json" and not packed and _holds_lines(path):
         kind = "lines"
@@ -112,7 +114,7 @@ def _holds_lines(path: str) -> bool:
         try:
             orjson.loads(first)
         except orjson.JSONDecodeError:
-            message = f"'{path}' holds one JSON object; a .json file must hold a list of objects, or one object a line."
+            message = f"'{shown_path(path)}' holds one JSON object; a .json file must hold a list of objects, or one object a line."
             raise EmpathyError(message) from None
     return True
 

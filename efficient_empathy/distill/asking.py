@@ -17,6 +17,9 @@ from efficient_empathy.errors import EmpathyError
 # So many questions in a row without an answer: the server is down, and the rest would only wait.
 _GIVE_UP_AFTER = 20
 
+_ONCE = {"http-403": "the key may be used for this model"}
+"""What must be mended, by the reason for which no answer came."""
+
 _logger = logging.getLogger(__name__)
 
 
@@ -45,8 +48,8 @@ class Outcome:
     """Questions that this run sent."""
     spent: float = 0.0
     """Dollars that all answers cost, those of earlier runs included; 0 where the price is not known."""
-    limited: bool = False
-    """Whether the spending limit ended the asking."""
+    unbilled: float = 0.0
+    """Dollars set aside for questions that timed out: a server may finish and bill an answer that nobody waits for."""
 
     def unscored(self) -> dict[str, int]:
         """Subjects that were asked about and have no scores, by reason, in alphabetical order."""
@@ -208,9 +211,9 @@ def ask_all(
             while following is not None and len(reserved) < at_once:
                 bound = interview.bound(following)
                 under_way = sum(usd for _, usd in reserved.values())
-                if interview.max_usd is not None and outcome.spent + under_way + bound > interview.max_usd:
+                taken = outcome.spent + outcome.unbilled + under_way + bound
+                if interview.max_usd is not None and taken > interview.max_usd:
                     # Answers under way mostly cost less than was set aside: with them in, this one may still fit.
-                    outcome.limited = not reserved
                     break
                 reserved[executor.submit(interview.ask, following)] = (following, bound)
                 outcome.asked += 1
@@ -218,15 +221,17 @@ def ask_all(
             if not reserved:
                 break
             for future in wait(reserved, return_when=FIRST_COMPLETED).done:
-                subject, _ = reserved.pop(future)
+                subject, bound = reserved.pop(future)
                 in_a_row = 0 if _settle(future, subject, outcome) else in_a_row + 1
+                if outcome.failures.get(subject.digest) == "timeout":
+                    outcome.unbilled += bound
                 at_once = interview.judge.concurrency
                 report(outcome)
             if in_a_row >= _GIVE_UP_AFTER:
                 reason = next(reversed(outcome.failures.values()))
                 raise EmpathyError(
                     f"the last {in_a_row} questions got no answer ({reason}), so the rest were not asked. "
-                    "What was answered is kept: run the same command again when the judge is well."
+                    f"What was answered is kept: run the same command again when {_ONCE.get(reason, 'the judge is well')}."
                 )
         finished = True
     finally:

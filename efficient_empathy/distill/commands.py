@@ -170,7 +170,7 @@ def distill_command(**values: Any) -> None:
         plan = plan_labels(request.dialogues, request.label_file, request.judging, request.examples)
         click.echo(_json(plan) if values["as_json"] else _plan_text(plan, request.judging))
         return
-    with judging_progress() as progress:
+    with judging_progress(quiet=request.judging is None) as progress:
         distill_from_files(request, progress)
     text, facts = report(request.out)
     click.echo(pretty_json(facts).decode().rstrip() if values["as_json"] else text)

@@ -1,7 +1,8 @@
 """``distill`` on files: labels from a judge or a file, the pool from the dialogues, then the pipeline."""
 
+import logging
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,8 @@ from efficient_empathy.errors import EmpathyError, require
 from efficient_empathy.manifest import sha256_file
 from efficient_empathy.scorer.artifact import ScorerSpec
 from efficient_empathy.scorer.runfolder import hashed_inputs
+
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -57,7 +60,8 @@ def distill_from_files(request: DistillRequest, progress: Callable[[Progress], N
     """Label if need be, then train a scorer and write its folder.
 
     Raises:
-        EmpathyError: as ``label``, ``load_labelled`` and ``pipeline.distill`` do; the output folder exists already.
+        EmpathyError: as ``label``, ``load_labelled`` and ``pipeline.distill`` do; the output folder exists already, or the
+            spending limit left examples over.
     """
     if request.out.exists():
         raise EmpathyError(f"'{request.out}' is already there. Choose another folder with -o, or remove it first.")
@@ -72,9 +76,17 @@ def distill_from_files(request: DistillRequest, progress: Callable[[Progress], N
             "judge": request.judging.judge,
             "asked": {name: value for name, value in asdict(answers).items() if not isinstance(value, Path)},
         }
+        if answers.not_asked:
+            raise EmpathyError(
+                f"--max-usd was reached: {answers.not_asked} of {answers.examples} examples were not asked about. Raise it and run "
+                f"again to go on, or train on what there is with --labels {request.label_file}."
+            )
+        _warn("examples without scores", answers.unscored)
     rejected: Counter[str] = Counter()
     dialogues = read_examples(request.dialogues, request.examples, rejected) if request.dialogues else None
     labelled = load_labelled(request.label_file, dialogues, rubric)
+    _warn("labels passed over", labelled.skipped)
+    _warn("rows of dialogues that cannot be read", rejected)
     provenance["file"] = {"name": request.label_file.name, "sha256": sha256_file(request.label_file)}
     provenance["inputs"] = _named_inputs(request.dialogues) if request.dialogues else []
     provenance["skipped"] = dict(labelled.skipped)
@@ -82,6 +94,11 @@ def distill_from_files(request: DistillRequest, progress: Callable[[Progress], N
     pool = _pool(request, {example.digest for example in labelled.examples})
     data = LabelledData(labelled.examples, labelled.scores, pool, provenance)
     return distill(data, rubric, request.options, request.out)
+
+
+def _warn(what: str, counts: Mapping[str, int]) -> None:
+    if counts:
+        _log.warning("%s: %s", what, ", ".join(f"{count} {reason}" for reason, count in sorted(counts.items())))
 
 
 def _named_inputs(dialogues: tuple[str, ...]) -> list[dict[str, Any]]:

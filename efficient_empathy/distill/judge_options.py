@@ -153,5 +153,7 @@ def judging_progress(quiet: bool = False) -> Iterator[Callable[[Progress], None]
         def show(state: Progress) -> None:
             cost = "" if state.usd is None else f", ${state.usd:.4f}"
             bar.update(task, completed=state.done, total=state.total, note=f"{state.unscored} unscored{cost}")
+            if state.done == state.total:
+                bar.stop()  # what follows has progress of its own
 
         yield show

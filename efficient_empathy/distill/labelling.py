@@ -1,5 +1,6 @@
 """``label``: choose examples, have a judge rate them once, write the labels and what they cost."""
 
+import os
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
@@ -7,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from efficient_empathy.dialogues import ExampleMode, Reject, RowError, read_records, record_examples
+from efficient_empathy.dialogues.files import find_files, is_url
 from efficient_empathy.dialogues.types import Example
 from efficient_empathy.distill.asking import Interview, Outcome, Progress, ask_about, plan_asking
 from efficient_empathy.distill.choosing import choose_examples
@@ -98,6 +100,10 @@ def default_store(out: Path) -> Path:
 
 def _prepare(inputs: Sequence[str], out: Path, options: JudgeOptions, mode: ExampleMode) -> _Job:
     rubric = Rubric.load(options.rubric)
+    if os.path.realpath(out) in {os.path.realpath(path) for path in find_files(inputs) if not is_url(path)}:
+        raise EmpathyError(
+            f"'{out}' is one of the files of dialogues, and would be overwritten; choose another with -o."
+        )
     rejected: Counter[str] = Counter()
     examples = choose_examples(read_examples(inputs, mode, rejected), options.budget, options.seed)
     if not examples:

@@ -1,5 +1,6 @@
 """Label files: one judged example a line, and how they are joined to the dialogues that they are about."""
 
+import codecs
 import io
 import math
 from collections import Counter
@@ -30,7 +31,8 @@ class Labelled:
     scores: np.ndarray
     """float32 (n, d): one row an example, one column a dimension of the rubric."""
     skipped: Mapping[str, int] = field(default_factory=dict)
-    """Rows of the label file that gave no example, by reason: ``unscored`` or ``not-in-dialogues``."""
+    """Rows of the label file that gave no example, by reason: ``unscored``, ``not-in-dialogues``, or
+    ``same-text-again`` where an earlier row is about the same text."""
 
 
 def write_labels(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
@@ -41,7 +43,13 @@ def write_labels(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
 
 
 def beside(labels: Path, ending: str) -> Path:
-    """What belongs to a label file stands beside it: ``labels.jsonl`` has ``labels`` and the ending."""
+    """What belongs to a label file stands beside it: ``labels.jsonl`` has ``labels`` and the ending.
+
+    Raises:
+        EmpathyError: the path names no file.
+    """
+    if not labels.name:
+        raise EmpathyError(f"'{labels}' names no file; give the name of a label file.")
     return labels.with_name((labels.name.removesuffix(".jsonl") or labels.name) + ending)
 
 
@@ -84,14 +92,15 @@ def load_labelled(labels_path: Path | str, dialogues: Iterable[Example] | None, 
 
     Raises:
         EmpathyError: the file is not as its manifest has it; a row has no score for a dimension or one off its scale, was
-            judged by another rubric, or no row could be joined.
+            judged by another rubric, names an example by an id that several have, or no row could be joined.
     """
     path = Path(labels_path)
     check_labels(path)
     rows = list(_read_rows(path))
     if not rows:
         raise EmpathyError(f"'{path}' holds no labels.")
-    by_digest, by_id = _wanted(rows, dialogues)
+    by_digest, by_id, ambiguous = _wanted(rows, dialogues)
+    seen: set[str] = set()
     examples: list[Example] = []
     scores: list[list[float]] = []
     skipped: Counter[str] = Counter()
@@ -102,10 +111,19 @@ def load_labelled(labels_path: Path | str, dialogues: Iterable[Example] | None, 
             continue
         # A digest that no example has means that the text has changed: the id alone would join it to other words.
         joined = by_digest.get(str(row["digest"])) if row.get("digest") else by_id.get(str(row.get("id")))
+        if joined is not None and not row.get("digest") and joined.id in ambiguous:
+            raise EmpathyError(
+                f"'{path}', line {line}: different examples are called '{joined.id}'. Name only the files that the labels "
+                "are about, or give each label the 'digest' of its example."
+            )
         example = joined or _own_example(path, line, row)
         if example is None:
             skipped["not-in-dialogues"] += 1
             continue
+        if example.digest in seen:
+            skipped["same-text-again"] += 1
+            continue
+        seen.add(example.digest)
         examples.append(example)
         scores.append(values)
     if not examples:
@@ -129,6 +147,7 @@ def _read_rows(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
         # "detect" goes by the ending: .gz, .zst and others.
         with pa.input_stream(str(path), compression="detect") as stream:
             for line, text in enumerate(io.BufferedReader(stream), 1):
+                text = text.removeprefix(codecs.BOM_UTF8) if line == 1 else text
                 if text.strip():
                     yield line, _object(text, path, line)
     except (OSError, pa.ArrowException) as error:
@@ -147,18 +166,23 @@ def _object(text: bytes, path: Path, line: int) -> dict[str, Any]:
 
 def _wanted(
     rows: list[tuple[int, dict[str, Any]]], dialogues: Iterable[Example] | None
-) -> tuple[dict[str, Example], dict[str, Example]]:
-    """Pick the examples that labels are about out of a stream, which may hold far more than memory does."""
+) -> tuple[dict[str, Example], dict[str, Example], set[str]]:
+    """Pick the examples that labels are about out of a stream, which may hold far more than memory does.
+
+    Returns:
+        Examples by digest, examples by id, and ids that stand for several texts.
+    """
     digests = {str(row["digest"]) for _, row in rows if row.get("digest")}
     ids = {str(row["id"]) for _, row in rows if row.get("id") is not None}
     by_digest: dict[str, Example] = {}
     by_id: dict[str, Example] = {}
+    ambiguous: set[str] = set()
     for example in dialogues or ():
-        if example.id in ids:
-            by_id.setdefault(example.id, example)
+        if example.id in ids and by_id.setdefault(example.id, example).digest != example.digest:
+            ambiguous.add(example.id)
         if digests and example.digest in digests:
             by_digest.setdefault(example.digest, example)
-    return by_digest, by_id
+    return by_digest, by_id, ambiguous
 
 
 def _scores(row: Mapping[str, Any], rubric: Rubric, where: str) -> list[float] | None:

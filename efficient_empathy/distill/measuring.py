@@ -23,15 +23,16 @@ Decide = Callable[[np.ndarray], np.ndarray]
 def decision_rule(scales: tuple[Scale, ...]) -> tuple[Decide, int, str]:
     """The decision that quality and parity are measured by.
 
-    The paper's rule at the middle of the scale where there are a sensibility and a rationality; for another rubric, which
-    side of the middle of its scale each dimension is on.
+    The paper's rule at the middle of the scale where there are a sensibility and a rationality of one scale; for another
+    rubric, which side of the middle of its scale each dimension is on.
 
     Returns:
         The decision, (n, d) scores to (n,) classes; the number of classes; what it is called.
     """
     names = tuple(scale.name for scale in scales)
     middles = np.array([(scale.low + scale.high) / 2 for scale in scales])
-    if {"sensibility", "rationality"} <= set(names):
+    both = [names.index(name) for name in ("sensibility", "rationality") if name in names]
+    if len(both) == 2 and middles[both[0]] == middles[both[1]]:  # the rule has one threshold for both
         policy = PaperPolicy(float(middles[names.index("rationality")]))
         return (lambda scores: policy.decide(scores, names)), 3, f"paper rule, T = {policy.threshold:g}"
     bits = 1 << np.arange(len(scales))

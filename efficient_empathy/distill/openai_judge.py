@@ -39,7 +39,6 @@ class OpenAIJudge:
         self._format = 0
         self._temperature = True
         self._thinking = False
-        self._answered = False
 
     @classmethod
     def connect(cls, model: str, options: JudgeOptions, ask: bool = True) -> "OpenAIJudge":
@@ -120,9 +119,7 @@ class OpenAIJudge:
         while True:
             tried = (self._format, self._temperature, self._thinking)
             try:
-                response = self._client.chat.completions.create(**self._request(subject, criteria))
-                self._answered = True
-                return response
+                return self._client.chat.completions.create(**self._request(subject, criteria))
             except (openai.BadRequestError, openai.UnprocessableEntityError) as error:
                 if not self._leave_out(str(error), tried):
                     raise
@@ -161,14 +158,13 @@ class OpenAIJudge:
     def _status_problem(self, error: Any) -> EmpathyError | NoAnswerError:
         status = error.status_code
         where = self._where
-        if status == 403 and self._answered:
-            # The key is good: this question was found unfit, as some services say it.
-            return NoAnswerError("http-403", "refused, though other questions were answered")
-        if status in (401, 403):
+        if status == 403:
+            # As some services say that a text was found unfit; a key that may do nothing is refused each time.
+            return NoAnswerError("http-403", "the text was found unfit, or the key may not be used for this")
+        if status == 401:
             # The server's own words are left out: they may quote a part of the key.
             return EmpathyError(
-                f"the judge at {where} refused the key (HTTP {status}). "
-                "Check the key in the environment and what it may be used for."
+                f"the judge at {where} refused the key (HTTP {status}). Check the key in the environment."
             )
         excerpt = " ".join(self.scrub(error.message or "").split())[:_EXCERPT]
         if status == 404:

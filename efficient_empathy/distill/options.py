@@ -51,7 +51,7 @@ class JudgeOptions:
         if self.max_usd is not None and not self.max_usd >= 0:
             raise EmpathyError(f"max_usd must be 0 or more dollars, not {self.max_usd}.")
         if self.base_url is not None and not self.base_url.startswith(("http://", "https://")):
-            raise EmpathyError(f"base_url must start with http:// or https://, not '{self.base_url}'.")
+            raise EmpathyError("base_url must start with http:// or https://.")  # unnamed: it may hold a key
 
 
 def _between(name: str, value: int, low: int, high: int) -> None:

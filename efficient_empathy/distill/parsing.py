@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 # The verdict stands at the end; a runaway answer is not searched from its beginning.
 _LONGEST = 20_000
-_NUMBER = re.compile(r"^\s*([-+]?\d+)(?:\.0+)?\s*(?:/\s*(\d+))?\s*$")
+_NUMBER = re.compile(r"^\s*([-+]?\d{1,9})(?:\.0+)?\s*(?:/\s*(\d{1,9}))?\s*$")
 
 _MARKS = r"[\s*_`\"']*"
 # So that "Verdict: A tie" is not read as A.
@@ -96,7 +96,7 @@ def _objects(text: str, wanted: Iterable[str]) -> Iterator[dict[str, Any]]:
         end = at + 1
         try:
             value, stop = decoder.raw_decode(text, at)
-        except (json.JSONDecodeError, RecursionError):
+        except (ValueError, RecursionError):  # not JSON, or a number of more digits than Python reads
             value = None
         if isinstance(value, dict):
             found = {names[key.strip().lower()]: item for key, item in value.items() if key.strip().lower() in names}

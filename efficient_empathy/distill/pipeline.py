@@ -97,7 +97,8 @@ def distill(data: LabelledData, rubric: Rubric, options: DistillOptions, out: Pa
             versions=versions(*_PACKAGES),
         )
         _describe(scratch, spec, _provenance(data, rubric, options, trained))
-    shutil.rmtree(work_folder(out), ignore_errors=True)
+    if options.effort == "high":
+        shutil.rmtree(work_folder(out), ignore_errors=True)
     return spec
 
 

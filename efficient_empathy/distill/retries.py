@@ -64,7 +64,7 @@ class Retries:
         self._stopped.set()
 
     def run(self, call: Callable[[], Result]) -> Result:
-        """Call, and call again where the server is busy, failing or away.
+        """Call, and call again where the server is busy, failing or away; not where it is slow.
 
         Raises:
             openai.APIError: the last attempt's error, or the first that no repetition can mend.
@@ -79,6 +79,8 @@ class Retries:
                 if not _worth_repeating(error) or attempt == self.attempts:
                     raise
                 asked = retry_after(error.response.headers, time.time())
+            except openai.APITimeoutError:
+                raise  # the server may still be answering, and would bill each question that is sent again
             except openai.APIConnectionError:
                 if attempt == self.attempts:
                     raise

@@ -109,7 +109,8 @@ class DistillOptions:
     max_tokens: int = 128
     """Longest input in tokens, 16 to 8192; what is longer loses its oldest context."""
     holdout: float = 0.15
-    """Share of the labelled conversations that is never trained on, 0.05 to 0.5: it stops training, calibrates, and reports."""
+    """Share of the labelled rows, in whole conversations, that is never trained on, 0.05 to 0.5: it stops training, calibrates,
+    and reports."""
     seed: int = 0
     """Of the split, the order of the rows and the weights of the head, 0 to 2,147,483,647."""
     fp16: bool = False

@@ -2,6 +2,8 @@
 
 import gc
 import logging
+import signal
+import threading
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -103,10 +105,25 @@ def fit_quietly(
             enable_model_summary=False,
             num_sanity_val_steps=0,
         )
-        trainer.fit(module, loader, validation)
+        with interruptible():
+            trainer.fit(module, loader, validation)
     # Trainer and module hold one another, and with them gradients and optimiser state worth several models.
     trainer = None
     gc.collect()
+
+
+@contextmanager
+def interruptible() -> Iterator[None]:
+    """Let Ctrl-C end a training as ``KeyboardInterrupt``: Lightning ends the process by itself, and leaves the signal ignored."""
+    before = signal.getsignal(signal.SIGINT)
+    try:
+        yield
+    except SystemExit as stop:
+        if not isinstance(stop.__context__, KeyboardInterrupt):
+            raise
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGINT, before)
+        raise KeyboardInterrupt from None
 
 
 def mean_spearman(found: np.ndarray, expected: np.ndarray) -> float:

@@ -11,7 +11,7 @@ from typing import Any, Protocol
 
 import lightning as L
 
-from efficient_empathy.distill.training import choose_precision, quiet
+from efficient_empathy.distill.training import choose_precision, interruptible, quiet
 from efficient_empathy.errors import EmpathyError
 from efficient_empathy.experts.artifact import LOG_FILE
 from efficient_empathy.experts.bases import Base
@@ -169,12 +169,13 @@ def fit_module(run: Run, prepared: Prepared, module: ResponseModule) -> tuple[Ke
             enable_model_summary=False,
             num_sanity_val_steps=0,
         )
-        if checkpoint.is_file():
-            trainer.fit(module, datamodule=data, ckpt_path=str(checkpoint))
-        else:
-            # A fresh adapter changes nothing: this is the base.
-            trainer.validate(module, datamodule=data, verbose=False)
-            trainer.fit(module, datamodule=data)
+        with interruptible():
+            if checkpoint.is_file():
+                trainer.fit(module, datamodule=data, ckpt_path=str(checkpoint))
+            else:
+                # A fresh adapter changes nothing: this is the base.
+                trainer.validate(module, datamodule=data, verbose=False)
+                trainer.fit(module, datamodule=data)
         if best.figures[-1][0] != trainer.global_step:
             trainer.validate(module, datamodule=data, verbose=False)
         first = trainer.is_global_zero

@@ -1,5 +1,6 @@
 """``ee-cli distill`` on files: where labels come from, how they find their dialogues, and what is refused."""
 
+import re
 import sys
 
 import orjson
@@ -136,6 +137,29 @@ def test_a_judge_s_answers_become_a_scorer(make_synthetic, common, judge_server,
     assert len(judge_server.requests) == 50
 
 
+def test_labels_that_the_money_did_not_reach_for_are_not_done_without(
+    make_synthetic, judge_server, tmp_path, monkeypatch, capsys
+):
+    dialogues = write_rows(tmp_path / "pool.jsonl", dialogue_rows(make_synthetic(60)[0]))
+    (tmp_path / "prices.yaml").write_text("models: {m: {input: 1, output: 10}}")
+    words = [
+        "--judge",
+        "openai:m",
+        "--base-url",
+        judge_server.url,
+        "--prices",
+        tmp_path / "prices.yaml",
+        "--max-usd",
+        "0.0055",
+    ]
+    code, error = main_exit(monkeypatch, capsys, "--dialogues", dialogues, *words, "-o", tmp_path / "out")
+    assert code == 2
+    assert re.search(
+        r"--max-usd was reached: \d+ of 60 examples were not asked about\. .* --labels .*out\.labels\.jsonl", error
+    )
+    assert not (tmp_path / "out").exists()
+
+
 def test_labels_or_a_judge_one_of_the_two(tmp_path, monkeypatch, capsys):
     labels = write_rows(tmp_path / "labels.jsonl", [])
     for words in ((), ("--labels", labels, "--judge", "openai:m", "--dialogues", labels)):
@@ -151,6 +175,7 @@ def test_labels_or_a_judge_one_of_the_two(tmp_path, monkeypatch, capsys):
     [
         (("--labels", "{tmp}/nowhere.jsonl"), "nowhere.jsonl"),
         (("--labels", "{tmp}/empty.jsonl"), "holds no labels"),
+        (("--labels", ""), "'.' names no file"),
         (("--labels", "{tmp}/stray.jsonl"), "Name the dialogues that they are about with --dialogues"),
         (("--labels", "{tmp}/stray.jsonl", "--dry-run"), "--dry-run says what a judge would cost"),
         (("--labels", "{tmp}/stray.jsonl", "-o", "{tmp}"), "is already there. Choose another folder"),

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from efficient_empathy.dialogues.files import find_files
 from efficient_empathy.distill.labelling import label, plan_labels, read_examples
 from efficient_empathy.distill.labels import load_labelled
 from efficient_empathy.distill.options import JudgeOptions
@@ -291,3 +292,43 @@ def test_a_limit_is_passed_by_one_answer_of_a_model_that_thinks(pool, tmp_path, 
     report = label([str(pool)], tmp_path / "labels.jsonl", options(max_usd=0.03, concurrency=8))
     assert report.scored == 1
     assert judge_server.asked.total() == 2
+
+
+def test_a_question_flagged_with_403_does_not_stop_the_next_run(pool, tmp_path, options, judge_server, reply):
+    judge_server.behave = lambda request, times: reply(status=403 if "Story 7." in str(request) else 200)
+    for asked in (30, 1):
+        report = label([str(pool)], tmp_path / "labels.jsonl", options())
+        assert (report.asked, report.scored, report.unscored) == (asked, 29, {"http-403": 1})
+
+
+def test_a_key_that_may_do_nothing_stops_a_fresh_run(pool, tmp_path, options, judge_server, reply):
+    judge_server.behave = lambda request, times: reply(status=403)
+    with pytest.raises(EmpathyError, match=r"no answer \(http-403\).*when the key may be used for this model"):
+        label([str(pool)], tmp_path / "labels.jsonl", options(concurrency=1))
+    assert judge_server.asked.total() == 20
+
+
+def test_what_timed_out_counts_against_the_limit(pool, tmp_path, options, judge_server, reply):
+    judge_server.behave = lambda request, times: (time.sleep(0.5), reply())[1]
+    report = label([str(pool)], tmp_path / "labels.jsonl", options(timeout=0.1, max_usd=0.0055, concurrency=1))
+    assert report.usd == 0
+    assert report.unscored == {"timeout": report.asked}
+    assert 0 < report.asked < 20
+
+
+def test_dialogues_are_not_written_over_and_labels_beside_them_are_no_dialogues(pool, options, judge_server):
+    before = pool.read_bytes()
+    with pytest.raises(EmpathyError, match="is one of the files of dialogues"):
+        label([str(pool)], pool, options())
+    assert pool.read_bytes() == before
+    assert judge_server.asked.total() == 0
+    folder = pool.parent
+    for asked in (30, 0):
+        report = label([str(folder)], folder / "labels.jsonl", options())
+        assert (report.asked, report.scored, report.rejected) == (asked, 30, {})
+    assert (
+        find_files([str(folder)])
+        == find_files([str(folder / "*.jsonl")])
+        == find_files([str(folder / "*l*")])
+        == [str(pool)]
+    )

@@ -1,6 +1,7 @@
 """Label files: joined by digest, by id, or by what the row itself holds."""
 
 import gzip
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -95,3 +96,33 @@ def test_reads_the_judged_validation_rows(shared_data: Path):
     assert found.skipped == {}
     # The paper's judge on 5,712 rows that could be matched to their dialogues: sensibility mean 7.2, rationality 4.1.
     assert found.scores.mean(0).tolist() == pytest.approx([7.2, 4.1], abs=0.06)
+
+
+def test_an_id_that_several_examples_have_joins_nothing(tmp_path: Path, examples):
+    path = tmp_path / "labels.jsonl"
+    a, b = examples[:2]
+    other = replace(b, id=a.id)
+    write_labels(path, [{"id": a.id, "sensibility": 1, "rationality": 2}])
+    with pytest.raises(EmpathyError, match=f"line 1: different examples are called '{a.id}'"):
+        load_labelled(path, [a, other], RUBRIC)
+    # The same words twice are one example, and a digest says which is meant.
+    assert load_labelled(path, [a, a], RUBRIC).examples == [a]
+    write_labels(path, [row(other)])
+    assert load_labelled(path, [a, other], RUBRIC).examples == [other]
+
+
+def test_a_text_that_was_labelled_before_is_counted_and_passed_over(tmp_path: Path, examples):
+    path = tmp_path / "labels.jsonl"
+    a, b = examples[:2]
+    again = replace(a, id="elsewhere_turn:1", dialogue_id="elsewhere")
+    write_labels(path, [row(a, 8, 2), row(b), row(a, 3, 3), {"id": again.id, "sensibility": 5, "rationality": 5}])
+    found = load_labelled(path, [a, b, again], RUBRIC)
+    assert found.examples == [a, b]
+    assert found.scores.tolist() == [[8, 2], [8, 2]]
+    assert found.skipped == {"same-text-again": 2}
+
+
+def test_a_byte_order_mark_is_passed_over(tmp_path: Path, examples):
+    path = tmp_path / "labels.jsonl"
+    path.write_bytes(b"\xef\xbb\xbf" + orjson.dumps(row(examples[0])) + b"\n")
+    assert load_labelled(path, examples, RUBRIC).examples == examples[:1]

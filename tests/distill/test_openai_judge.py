@@ -90,9 +90,7 @@ def test_stopping_ends_the_wait(judge_server, example, reply):
     assert time.monotonic() - started < 10
 
 
-@pytest.mark.parametrize(
-    ("status", "message"), [(401, "refused the key"), (403, "refused the key"), (404, "does not know")]
-)
+@pytest.mark.parametrize(("status", "message"), [(401, "refused the key"), (404, "does not know")])
 def test_what_no_repetition_mends_stops_at_once(ask, judge_server, reply, status, message):
     judge_server.behave = lambda request, times: reply(status=status)
     with pytest.raises(EmpathyError, match=message):
@@ -261,13 +259,28 @@ def test_a_prompt_too_long_for_vllm_does_not_make_its_model_one_that_thinks(judg
     judge.close()
 
 
-def test_a_403_after_other_answers_is_about_the_question(judge_server, examples, reply):
-    judge_server.behave = lambda request, times: reply(status=403) if judge_server.asked.total() > 1 else reply()
+def test_a_403_is_about_the_question_in_whatever_run_it_comes(judge_server, examples, reply):
+    judge_server.behave = lambda request, times: reply(status=403) if judge_server.asked.total() == 1 else reply()
     judge = open_judge(JudgeOptions("openai:m", base_url=judge_server.url))
-    judge.ask(examples[0], RUBRIC)
     with pytest.raises(NoAnswerError, match="http-403"):
-        judge.ask(examples[1], RUBRIC)
+        judge.ask(examples[0], RUBRIC)
+    assert judge.ask(examples[1], RUBRIC).scores is not None
     judge.close()
+
+
+def test_a_question_that_timed_out_is_not_sent_again(judge_server, examples, reply):
+    judge_server.behave = lambda request, times: (time.sleep(0.5), reply())[1]
+    judge = open_judge(JudgeOptions("openai:m", base_url=judge_server.url, timeout=0.1))
+    with pytest.raises(NoAnswerError, match="timeout"):
+        judge.ask(examples[0], RUBRIC)
+    judge.close()
+    assert judge_server.asked.total() == 1
+
+
+def test_a_base_url_without_its_scheme_is_not_repeated():
+    with pytest.raises(EmpathyError, match="must start with http") as caught:
+        JudgeOptions("openai:m", base_url="user:SECRET@host/v1")
+    assert "SECRET" not in str(caught.value)
 
 
 @pytest.mark.parametrize("url", ["http://localhost:80a0/v1", "http://[::1/v1", "http://user:secret@:80/v1", "https://"])

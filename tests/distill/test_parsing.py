@@ -121,3 +121,9 @@ def test_what_is_no_choice_is_never_one_by_default(text, reason):
 def test_a_letter_at_a_cut_may_be_the_start_of_a_word():
     assert parse_choice("Verdict: A", "verdict", "ABC", cut_off=True) == (None, "no-verdict")
     assert parse_choice("Verdict: A\nsince", "verdict", "ABC", cut_off=True).scores["A"] == 1
+
+
+def test_a_number_without_end_is_no_verdict():
+    long = "8" * 5000
+    assert parse_answer(f'{{"sensibility": {long}, "rationality": 3}}', RUBRIC).scores is None
+    assert parse_answer(f"Sensibility: {long}\nRationality: 3", RUBRIC).scores is None

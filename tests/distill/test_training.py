@@ -1,6 +1,8 @@
 """Training one student, on a tiny encoder and synthetic scores."""
 
 import dataclasses
+import os
+import signal
 
 import numpy as np
 import pytest
@@ -170,3 +172,16 @@ def test_options_name_the_field_and_the_value(kind, field, value):
     with pytest.raises(EmpathyError, match=f"{field} must be .*{value}"):
         kind(**{field: value})
     assert field in {f.name for f in dataclasses.fields(kind)}
+
+
+def test_ctrl_c_is_an_interrupt_and_the_signal_is_heard_again(material, monkeypatch):
+    from efficient_empathy.distill import training
+
+    def interrupt(*_):
+        os.kill(os.getpid(), signal.SIGINT)
+
+    monkeypatch.setattr(training.Progress, "on_train_batch_end", interrupt)
+    before = signal.getsignal(signal.SIGINT)
+    with pytest.raises(KeyboardInterrupt):
+        train(material, options_of(2))
+    assert signal.getsignal(signal.SIGINT) is before
