@@ -65,9 +65,13 @@ def test_outputs_of_one_half_are_only_scaled_by_the_other(held):
     np.testing.assert_allclose(found[here], expected)
 
 
-def test_no_conversation_is_on_both_sides_and_the_choice_repeats(held):
+def test_the_scores_of_a_conversation_do_not_touch_its_own_figures(held):
     epochs, scores, groups = held
-    np.testing.assert_array_equal(cross_fitted(epochs, scores, groups, 1), cross_fitted(epochs, scores, groups, 1))
+    before = cross_fitted(epochs, scores, groups, 1)
+    for group in sorted(set(groups))[:5]:
+        own = np.array([other == group for other in groups])
+        changed = np.where(own[:, None], 10 - scores, scores)
+        np.testing.assert_array_equal(cross_fitted(epochs, changed, groups, 1)[own], before[own])
     two = ["a"] * 59 + ["b"]
     assert np.isfinite(cross_fitted(epochs, scores, two, 0)).all()
 

@@ -118,7 +118,19 @@ def test_a_scorer_without_a_fast_tier_says_how_to_get_one(distilled):
     assert Scorer.load(distilled, device="cpu", policy=PaperPolicy()).tier == "transformer"
 
 
-def test_a_small_pool_gives_no_fast_tier(distilled):
+def test_a_small_pool_gives_no_fast_tier(distilled, make_synthetic, tmp_path, caplog):
+    from efficient_empathy.distill.fast_tier import PoolParts, make_fast_tier
+    from efficient_empathy.distill.settings import FastOptions
+
+    caplog.set_level("INFO")
+    examples = make_synthetic(60)[0]
+    options = FastOptions(least_examples=41)
+    parts = PoolParts(examples[:40], examples[40:])
+    assert make_fast_tier(tmp_path, {}, parts, [], None, (), options, 0) is None
+    assert "40 examples of them are fewer than 41" in caplog.text
+    assert make_fast_tier(tmp_path, {}, PoolParts(examples, []), [], None, (), options, 0) is None
+    assert "belong to one conversation" in caplog.text
+    assert list(tmp_path.iterdir()) == []
     assert set(Scorer.load(distilled, device="cpu").spec.tiers) == {"transformer"}
 
 

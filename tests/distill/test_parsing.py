@@ -76,11 +76,21 @@ def test_finds_the_verdict_after_any_text(text, s, r):
     assert found == {"sensibility": s, "rationality": r}
 
 
-@given(st.text(alphabet='{}[]":,.-0123456789sensibilityrationality \n'))
+PIECES = st.sampled_from(
+    ["{", "}", ", ", '"sensibility": ', '"rationality": ', "Sensibility: ", "\nRationality: ", "-", "/10", "\n", "so "]
+) | st.integers(-3, 14).map(str)
+
+
+@given(st.lists(PIECES, max_size=14).map("".join))
 def test_any_text_gives_scores_on_the_scale_or_a_reason(text):
     scores, reason = parse_answer(text, RUBRIC)
     assert (scores is None) == (reason is not None)
     assert scores is None or all(0 <= value <= 10 for value in scores.values())
+
+
+def test_a_score_off_the_scale_is_none():
+    assert parse_answer("Sensibility: 11\nRationality: 3", RUBRIC) == (None, "out-of-range")
+    assert parse_answer('{"sensibility": -1, "rationality": 3}', RUBRIC) == (None, "out-of-range")
 
 
 @pytest.mark.parametrize(
