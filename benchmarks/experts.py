@@ -3,7 +3,8 @@
     python benchmarks/experts.py --subsets subsets/ --scorer scorer/ --keep work/ [--parts controls,speed,answers]
 
 ``--subsets`` is what ``ee-cli filter`` made of the train conversations of EmpatheticDialogues with ``--scorer``. Base:
-SmolLM2-135M-Instruct. Contexts: validation conversations, which neither the experts nor any choice has seen. The second
+SmolLM2-135M-Instruct. Contexts: validation conversations, which the experts have not seen; a scorer of
+``distil.py`` may have learnt from labels of some of them. The second
 judge is a scorer distilled from EPITOME's human labels. Each stage is kept in ``--keep``: a killed run goes on.
 
 controls   sensibility expert against one trained on as many random examples: same steps, same seeds

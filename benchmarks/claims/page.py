@@ -61,7 +61,8 @@ def _seeds(seeds: Sequence[dict]) -> str:
     for one in seeds:
         scorer = [shown(one, f"spearman/{name}") for name in ("sensibility", "rationality")]
         pool = one["thresholds"].get("pool", {}).get("examples", "")
-        router = one.get("mixture", {}).get("verdict", "")
+        mixture = one.get("mixture", {})
+        router = f"{mixture['verdict']} ({mixture['rows']} rows: a wide margin)" if mixture else ""
         rows.append((str(one["seed"]), str(one.get("labels", "")), *scorer, str(pool), str(router)))
     scorer_header = ("scorer, on its own held-out labels: Spearman sensibility", "rationality")
     header = ("seed", "labels", *scorer_header, "examples of the pool", "router")

@@ -60,18 +60,19 @@ LIMITS = """
     python benchmarks/paper.py --keep work/ --dry-run
     python benchmarks/paper.py --keep work/
 
-A killed run goes on when it is started again. The data is not ours to pass on. The scripts look for it in
-`../shared/data/` beside the clone, as gzipped JSONL, and say which file is missing:
-`empathetic_dialogues.train.jsonl.gz` and `.valid` (`id`, `turns`), `ed_paper_scores.valid.jsonl.gz` (`id`, `conv_id`,
-`context`, `response`, `sensibility`, `rationality`; from the paper's repository), `epitome.jsonl.gz` (`id`, `sp_id`,
-`seeker`, `response` and the three mechanisms).
+with the numbers of examples and contexts that are told above (options `examples`, `contexts`). A killed run goes on when it is
+started again. The data is not ours to pass on. The scripts look for it in `../shared/data/` beside the clone, as gzipped
+JSONL, and say which file is missing: `empathetic_dialogues.train.jsonl.gz` and `.valid` (`id`, `turns`),
+`ed_paper_scores.valid.jsonl.gz` (`id`, `conv_id`, `context`, `response`, `sensibility`, `rationality`; from the paper's
+repository), `epitome.jsonl.gz` (`id`, `sp_id`, `seeker`, `response` and the three mechanisms).
 """
 RULES = """
 ## The rules
 
-Intervals are 95 % percentile intervals over resampled conversations and, on top, resampled seeds; differences are paired, on
-the same contexts. p-values come from the same resamples, corrected by Holm for {over}, which are those of the deciding
-figures; all other figures stand beside them for the reader.
+Intervals are 95 % percentile intervals over resampled conversations and, on top, resampled seeds (with one seed they say
+nothing of how another training would differ); differences are paired, on the same contexts. p-values come from the same
+resamples, corrected by Holm for {over}, which are those of the deciding figures; all other figures stand beside them for
+the reader.
 
 - **better / worse**: {seeds} seeds or more, the interval excludes 0, and the corrected p is {level} or less. A claim of being
   better *held* against a system if some deciding figure is better and none worse, *did not hold* if some is worse and none
@@ -84,7 +85,7 @@ figures; all other figures stand beside them for the reader.
 RUN = """
 ## What was run
 
-{made_up}Seeds {numbers}, each of which draws anew: {labels} of the paper's judge scores to a scorer; a pool of train
+{made_up}Seeds: {numbers}. Each draws anew: {labels} of the paper's judge scores to a scorer; a pool of train
 conversations whose sensibility subset (T = 5) has about {examples} examples to train on, rated once; one pass a training;
 greedy answers to {contexts} validation contexts, the same for all, of conversations that gave no labels and that no recipe
 was chosen on.
