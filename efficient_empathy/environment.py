@@ -102,20 +102,14 @@ def problems(check_backbone: bool = False) -> list[dict[str, str]]:
                     f"pip install '{PACKAGE}[distill]'",
                 }
             )
-    if error := _onnxruntime().get("error"):
-        found.append(
-            {
-                "what": f"onnxruntime is installed but cannot be used: {error}",
-                "mend": f"pip install --force-reinstall onnxruntime, or the [gpu] extra of {PACKAGE}",
-            }
-        )
-    if error := _torch().get("error"):
-        found.append(
-            {
-                "what": f"torch is installed but cannot be used: {error}",
-                "mend": f"pip install --force-reinstall torch, or the [distill] extra of {PACKAGE}",
-            }
-        )
+    for name, facts, extra in (("onnxruntime", _onnxruntime(), "gpu"), ("torch", _torch(), "distill")):
+        if error := facts.get("error"):
+            found.append(
+                {
+                    "what": f"{name} is installed but cannot be used: {error}",
+                    "mend": f"pip install --force-reinstall {name}, or the [{extra}] extra of {PACKAGE}",
+                }
+            )
     if check_backbone and (message := _backbone_problem()):
         found.append({"what": message, "mend": f"pip install --force-reinstall '{PACKAGE}[distill]'"})
     return found
@@ -164,15 +158,33 @@ def _memory_gib() -> float | None:
     return round(min(size, int(text) if text.isdigit() else size) / 2**30, 1)
 
 
-def _onnxruntime() -> dict[str, Any]:
-    if importlib.util.find_spec("onnxruntime") is None:
-        return {"version": None}
+def onnx_runtime() -> Any:
+    """The module ``onnxruntime``; None where it is not installed.
+
+    Raises:
+        EmpathyError: it is broken, as it is after one of two builds in one place was removed.
+    """
     try:
         import onnxruntime
 
-        return {"version": onnxruntime.__version__, "providers": onnxruntime.get_available_providers()}
-    except (ImportError, OSError, AttributeError) as error:  # a half-removed build leaves a hollow module behind
-        return {"version": None, "error": str(error)}
+        onnxruntime.get_available_providers()
+    except (ImportError, OSError, AttributeError) as error:
+        if isinstance(error, ModuleNotFoundError) and error.name == "onnxruntime":
+            return None
+        raise EmpathyError(
+            f"ONNX Runtime is installed but cannot be used: {error}. 'ee-cli doctor' says how to mend it."
+        ) from error
+    return onnxruntime
+
+
+def _onnxruntime() -> dict[str, Any]:
+    try:
+        ort = onnx_runtime()
+    except EmpathyError as error:
+        return {"version": None, "error": str(error.__cause__)}
+    return (
+        {"version": None} if ort is None else {"version": ort.__version__, "providers": ort.get_available_providers()}
+    )
 
 
 def _torch() -> dict[str, Any]:

@@ -87,17 +87,26 @@ def test_malicious_uploads_of_lightning_are_named(install, name, version, count)
     assert all(f"{name} {version} is" in problem["what"] for problem in found)
 
 
-def test_a_hollow_onnxruntime_is_broken(tmp_path, monkeypatch):
-    # What is left when one of two builds is uninstalled: a package folder with next to nothing in it.
-    hollow = tmp_path / "onnxruntime"
-    hollow.mkdir()
-    (hollow / "__init__.py").write_text("")
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        # What is left when one of two builds is uninstalled: a package folder with next to nothing in it.
+        ("onnxruntime", "", "has no attribute 'get_available_providers'"),
+        ("onnxruntime", "import onnxruntime_library", "No module named 'onnxruntime_library'"),
+        ("torch", "", "has no attribute"),
+        ("torch", "raise ImportError('libcudart.so.12: cannot open')", "libcudart.so.12: cannot open"),
+    ],
+)
+def test_a_hollow_module_is_broken(tmp_path, monkeypatch, name, content, message):
+    (tmp_path / name).mkdir()
+    (tmp_path / name / "__init__.py").write_text(content)
     monkeypatch.syspath_prepend(str(tmp_path))
-    for name in [name for name in sys.modules if name.partition(".")[0] == "onnxruntime"]:
-        monkeypatch.delitem(sys.modules, name)
-    assert environment()["onnxruntime"]["version"] is None
-    assert any("cannot be used" in problem["what"] for problem in problems())
-    sys.modules.pop("onnxruntime")
+    for loaded in [loaded for loaded in sys.modules if loaded.partition(".")[0] == name]:
+        monkeypatch.delitem(sys.modules, loaded)
+    assert environment()[name]["version"] is None
+    assert message in environment()[name]["error"]
+    assert any(f"{name} is installed but cannot be used" in problem["what"] for problem in problems())
+    sys.modules.pop(name, None)
 
 
 def test_doctor_exits_1_only_if_something_is_broken(install):
@@ -149,18 +158,6 @@ def test_a_container_s_share_of_the_cores_counts(tmp_path, monkeypatch, said, co
     monkeypatch.setattr(environment_module, "_CONTROL_GROUP", tmp_path)
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: range(8), raising=False)
     assert usable_cores() == (cores or 8)
-
-
-def test_a_hollow_torch_is_broken(tmp_path, monkeypatch):
-    hollow = tmp_path / "torch"
-    hollow.mkdir()
-    (hollow / "__init__.py").write_text("raise ImportError('libcudart.so.12: cannot open shared object file')")
-    monkeypatch.syspath_prepend(str(tmp_path))
-    for name in [name for name in sys.modules if name.partition(".")[0] == "torch"]:
-        monkeypatch.delitem(sys.modules, name)
-    assert environment()["torch"] == {"version": None, "error": "libcudart.so.12: cannot open shared object file"}
-    assert any("torch is installed but cannot be used: libcudart" in problem["what"] for problem in problems())
-    sys.modules.pop("torch", None)
 
 
 def test_a_backbone_whose_weights_cannot_be_loaded_is_named(tiny_bert, tmp_path):

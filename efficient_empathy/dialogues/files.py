@@ -2,7 +2,6 @@
 
 import contextlib
 import glob
-import hashlib
 import os
 import posixpath
 import re
@@ -12,6 +11,7 @@ from typing import Any, BinaryIO, cast
 import orjson
 
 from efficient_empathy.errors import EmpathyError
+from efficient_empathy.manifest import sha256_bytes
 
 _LINES, _COMPRESSED = (".jsonl", ".ndjson"), {"": "", ".gz": "gz", ".zst": "zst"}
 _CONTAINERS = {
@@ -54,7 +54,7 @@ def shown_path(path: str) -> str:
 def kept_name(path: str) -> str:
     """A path as it may be kept in a file: as shown, where URLs that only differ in what is left out stay apart by a hash."""
     shown = shown_path(path)
-    return shown if shown == path else f"{shown}#{hashlib.sha256(path.encode()).hexdigest()[:12]}"
+    return shown if shown == path else f"{shown}#{sha256_bytes(path.encode())[:12]}"
 
 
 def container_of(path: str) -> tuple[str, str] | None:

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from efficient_empathy.environment import onnx_runtime
 from efficient_empathy.errors import EmpathyError
 from efficient_empathy.manifest import sha256_file
 
@@ -61,25 +62,6 @@ def first_choice(device: str) -> str:
         return device
     ort = onnx_runtime()
     return "cuda" if ort is not None and _KNOWN["cuda"].provider in ort.get_available_providers() else "cpu"
-
-
-def onnx_runtime() -> Any:
-    """The module ``onnxruntime``; None where it is not installed.
-
-    Raises:
-        EmpathyError: it is broken, as it is after one of two builds in one place was removed.
-    """
-    try:
-        import onnxruntime
-
-        onnxruntime.get_available_providers()
-    except ModuleNotFoundError:
-        return None
-    except (ImportError, OSError, AttributeError) as error:
-        raise EmpathyError(
-            f"ONNX Runtime is installed but cannot be used: {error}. 'ee-cli doctor' says how to mend it."
-        ) from error
-    return onnxruntime
 
 
 def is_gpu(device: str) -> bool:

@@ -107,10 +107,10 @@ def describe_run(job: Job, scorer: RatesExamples, route: Route | None = None) ->
     paths = find_files(job.inputs)
     runfolder.check_places(job.out, job.inputs, paths, _files_like(route))
     runfolder.check_ours(job.out)
-    inputs, done = runfolder.input_sizes(paths), 0
     old = None if job.overwrite else runfolder.read_plan(job.out)
     if old is None:
-        units = plan_units(job.inputs, job.unit_bytes)
+        units, done = plan_units(job.inputs, job.unit_bytes), 0
+        inputs = runfolder.input_sizes(paths)
     else:
         inputs = runfolder.describe_inputs(paths, old)
         _check_same(job, old, _plan(job, scorer, route, inputs))

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from efficient_empathy.environment import usable_cores
+from efficient_empathy.environment import onnx_runtime, usable_cores
 from efficient_empathy.errors import EmpathyError, MissingExtraError
 from efficient_empathy.scorer.batching import OutOfMemoryError
 from efficient_empathy.scorer.devices import (
@@ -18,7 +18,6 @@ from efficient_empathy.scorer.devices import (
     check_offered,
     first_choice,
     is_gpu,
-    onnx_runtime,
     provider_of,
     providers_for,
 )
