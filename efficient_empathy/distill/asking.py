@@ -17,7 +17,7 @@ from efficient_empathy.errors import EmpathyError
 # So many questions in a row without an answer: the server is down, and the rest would only wait.
 _GIVE_UP_AFTER = 20
 
-_ONCE = {"http-403": "the key may be used for this model"}
+_MENDED_WHEN = {"http-403": "the key may be used for this model"}
 """What must be mended, by the reason for which no answer came."""
 
 _logger = logging.getLogger(__name__)
@@ -231,7 +231,7 @@ def ask_all(
                 reason = next(reversed(outcome.failures.values()))
                 raise EmpathyError(
                     f"the last {in_a_row} questions got no answer ({reason}), so the rest were not asked. "
-                    f"What was answered is kept: run the same command again when {_ONCE.get(reason, 'the judge is well')}."
+                    f"What was answered is kept: run the same command again when {_MENDED_WHEN.get(reason, 'the judge is well')}."
                 )
         finished = True
     finally:

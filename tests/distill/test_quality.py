@@ -5,6 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from efficient_empathy.distill.measuring import decision_rule
 from efficient_empathy.distill.quality import (
     Judged,
     agreement,
@@ -118,3 +119,12 @@ def test_many_dimensions_make_many_classes_of_which_few_occur():
     judged = Judged(scores, [str(row) for row in range(12)], scales, lambda s: ((s > 0.5) * bits).sum(1), 1 << 20)
     found = agreement(scores, judged, resamples=20)
     assert (found["decision/macro_f1"].value, found["decision/accuracy"].value) == (1.0, 1.0)
+
+
+def test_the_paper_s_rule_needs_one_scale_for_both():
+    both = (Scale("sensibility", 0.0, 10.0), Scale("rationality", 0.0, 10.0))
+    assert decision_rule(both)[1:] == (3, "paper rule, T = 5")
+    decide, classes, name = decision_rule((Scale("sensibility", 1.0, 5.0), Scale("rationality", 1.0, 10.0)))
+    assert (classes, name) == (4, "above or below each scale's middle")
+    # Middles 3 and 5.5: below both, above the first, above the second, above both.
+    assert decide(np.array([[2, 5], [4, 5], [2, 6], [4, 6]])).tolist() == [0, 1, 2, 3]
