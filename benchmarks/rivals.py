@@ -3,7 +3,7 @@
 The rivals have an environment of their own, since they need other versions than this project:
 
     python -m venv rivals-env
-    rivals-env/bin/pip install "sentence-transformers[onnx]" "model2vec[distill,training]" fasttext-wheel
+    rivals-env/bin/pip install "sentence-transformers[onnx]" "model2vec[distill,train]" fasttext-wheel
     python benchmarks/rivals.py --scorer SCORER-FOLDER --rivals-python rivals-env/bin/python [--examples 2000] [--runs 5]
 
 Each system gets the same EmpatheticDialogues examples as text in memory: the rivals the turns joined by blanks, this project

@@ -56,6 +56,16 @@ class StudentModule(L.LightningModule):
             self.epochs.append(np.stack([self._outputs[row] for row in sorted(self._outputs)]))
             self._outputs = {}
 
+    def configure_gradient_clipping(
+        self,
+        optimizer: torch.optim.Optimizer,
+        gradient_clip_val: int | float | None = None,
+        gradient_clip_algorithm: str | None = None,
+    ) -> None:
+        """Clip by the norm of all gradients: beside a fused optimiser Lightning refuses to in bf16, where no scale is in the way."""
+        if gradient_clip_val is not None:
+            nn.utils.clip_grad_norm_(self.parameters(), gradient_clip_val)
+
     def configure_optimizers(self) -> Any:
         """AdamW, lower layers slower; linear warm-up, then linear to 0."""
         optimizer = torch.optim.AdamW(

@@ -65,6 +65,27 @@ def test_the_encoder_learns_and_its_embeddings_stay(material):
     assert not student.training
 
 
+def test_bf16_trains_and_clips_too(material, monkeypatch):
+    from efficient_empathy.distill import training
+    from efficient_empathy.distill.module import StudentModule
+
+    norms = []
+    clip = StudentModule.configure_gradient_clipping
+
+    def clip_and_note(module, *given, **named):
+        clip(module, *given, **named)
+        squares = [(p.grad**2).sum() for p in module.parameters() if p.grad is not None]
+        norms.append(float(torch.stack(squares).sum().sqrt()))
+
+    monkeypatch.setattr(training, "choose_precision", lambda: "bf16-mixed")
+    monkeypatch.setattr(StudentModule, "configure_gradient_clipping", clip_and_note)
+    # A loss that is a thousand times too long: what clipping leaves of it has length 1.
+    monkeypatch.setattr("efficient_empathy.distill.module._LOSS_SCALE", 300.0)
+    _, trained = train(material, options_of(2))
+    assert norms == pytest.approx([1.0] * 10, abs=1e-3)  # 80 rows in batches of 16, twice
+    assert all(np.isfinite(outputs).all() for outputs in trained.outputs)
+
+
 def test_the_same_seed_gives_the_same_weights(material):
     first, second, other = (train(material, options_of(2), seed)[0].state_dict() for seed in (1, 1, 2))
     assert all(torch.equal(first[name], second[name]) for name in first)

@@ -120,6 +120,12 @@ def test_the_expert_learns_and_says_so(expert):
     assert "control random" in card
 
 
+def test_it_learns_in_bf16_too(subsets, tiny_lm, tmp_path, monkeypatch):
+    monkeypatch.setattr("efficient_empathy.experts.fitting._cpu_precision", lambda: "bf16-mixed")
+    found = train_expert(request(subsets, tiny_lm, tmp_path / "e"))
+    assert found.result["val_nll"] < 0.8 * found.result["base_val_nll"]
+
+
 def test_it_stops_when_it_gets_worse_and_writes_its_best_state(subsets, tiny_lm, tmp_path):
     wanted = request(subsets, tiny_lm, tmp_path / "e", learning_rate=0.03, validations=12, patience=2)
     result = train_expert(wanted).result

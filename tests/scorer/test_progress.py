@@ -79,6 +79,7 @@ def test_a_run_that_fails_has_no_last_line(clock):
 
 def test_the_bar_goes_to_stderr_only(capsys, monkeypatch):
     monkeypatch.setenv("FORCE_COLOR", "1")  # rich then writes to what is no terminal, too
+    monkeypatch.setenv("TERM", "xterm")  # on a dumb one, which is where CI may run, it draws no bar
     with LiveBar() as told:
         told.start({0: 1.0}, done=[], counts={"examples": 0})
         told.chunk({"examples": 3})
