@@ -1,10 +1,11 @@
 """Rewriting a fused fp32 graph into an int8 one: which operator becomes which.
 
 The input of a matrix product becomes unsigned bytes with a fixed scale, its weight signed bytes with a scale a column; the
-product leaves as fp32 with its bias added. All else stays in fp32, in the operators that were fastest on the CPU.
+product leaves as fp32 with its bias added. All else stays in fp32, in the operators that were fastest on the CPU, and so do the
+few channels inside each feed-forward block that are far wider than the others (LLM.int8, Dettmers et al. 2022, arXiv 2208.07339).
 """
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,6 +14,10 @@ import numpy as np
 from efficient_empathy.distill.smoothing import Extent, smoothing_factors
 
 _MICROSOFT = "com.microsoft"
+_WIDE_CHANNELS = 16
+"""Inside a feed-forward block, in fp32: one or two are several times wider than all others and would take their steps."""
+_LEAST_NARROW = 3
+"""At least so many times as many channels stay in bytes: in smaller blocks fewer are left out."""
 
 
 @dataclass(frozen=True)
@@ -24,6 +29,15 @@ class _Bytes:
     zero: str
     factors: np.ndarray
     """What its channels were divided by, (channels,)."""
+
+
+@dataclass(frozen=True)
+class _Block:
+    """A feed-forward block whose two products are both to be in bytes."""
+
+    up: Any
+    activation: Any
+    down: Any
 
 
 def products(model: Any) -> dict[str, str]:
@@ -85,10 +99,16 @@ class _Rewriting:
         self._bytes: dict[str, _Bytes] = {}
         self._folded: dict[str, np.ndarray] = {}
         self._with_bias: set[str] = set()
+        self._blocks = {block.down.name: block for block in self._find_blocks()}
 
     def run(self) -> Any:
+        inside = {id(node) for block in self._blocks.values() for node in (block.up, block.activation)}
         for node in list(self._model.graph.node):
-            if node.name in self._chosen:
+            if id(node) in inside:
+                continue  # written with the product that ends the block
+            if node.name in self._blocks:
+                self._feed_forward(self._blocks[node.name])
+            elif node.name in self._chosen:
                 (self._product if node.op_type == "MatMul" else self._attention)(node)
             elif node.op_type == "SkipLayerNormalization" and len(node.output) == 1:
                 self._normalisation(node)
@@ -97,6 +117,37 @@ class _Rewriting:
             else:
                 self._nodes.append(node)
         return self._assembled()
+
+    def _find_blocks(self) -> Iterator[_Block]:
+        for up in self._model.graph.node:
+            activation = self._only_reader(up.output[0])
+            down = None if activation is None else self._only_reader(activation.output[0])
+            ends = {up.name, down.name} if down is not None else set()
+            if ends and ends <= self._chosen and activation.op_type == "BiasGelu" and down.op_type == "MatMul":
+                yield _Block(up, activation, down)
+
+    def _only_reader(self, name: str) -> Any:
+        readers = self._readers.get(name, [])
+        return readers[0] if len(readers) == 1 else None
+
+    def _feed_forward(self, block: _Block) -> None:
+        """Both products, with the widest channels between them apart."""
+        inner, output = block.activation.output[0], block.down.output[0]
+        into, bias, back = (self._constants[n.input[1]] for n in (block.up, block.activation, block.down))
+        extent, rows = self._found[inner], np.abs(back).max(1)
+        order = np.argsort(extent.width * rows, kind="stable")
+        count = min(_WIDE_CHANNELS, len(order) // (_LEAST_NARROW + 1))
+        narrow, wide = np.sort(order[: len(order) - count]), np.sort(order[len(order) - count :])
+        source = self._as_bytes(block.up.input[0])
+        for name, channels in ((f"{inner}_narrow", narrow), (f"{inner}_wide", wide)):
+            self._multiply(source, into[:, channels], bias[channels], f"{name}_before")
+            self._add("Gelu", [f"{name}_before"], name, _MICROSOFT)
+        narrow_bytes = self._made_bytes(
+            f"{inner}_narrow", Extent(extent.low[narrow], extent.high[narrow]), rows[narrow]
+        )
+        self._multiply(narrow_bytes, back[narrow], self._bias_behind(output), f"{output}_narrow")
+        self._add("MatMul", [f"{inner}_wide", self._constant(f"{output}_wide_weight", back[wide])], f"{output}_wide")
+        self._add("Sum", [f"{output}_narrow", f"{output}_wide"], output)
 
     def _product(self, node: Any) -> None:
         weight = self._constants[node.input[1]]
@@ -150,22 +201,25 @@ class _Rewriting:
         return smoothing_factors(self._found[name].width, rows)
 
     def _as_bytes(self, name: str) -> _Bytes:
-        if name in self._bytes:
-            return self._bytes[name]
-        source, factors = name, self._folded.get(name)
-        if factors is None:
+        if name not in self._bytes:
             readers = [reader for reader in self._readers[name] if reader.name in self._chosen]
             rows = np.max([np.abs(self._constants[reader.input[1]]).max(1) for reader in readers], axis=0)
-            factors = smoothing_factors(self._found[name].width, rows)
+            self._bytes[name] = self._made_bytes(name, self._found[name], rows)
+        return self._bytes[name]
+
+    def _made_bytes(self, name: str, extent: Extent, rows: np.ndarray) -> _Bytes:
+        """Bytes of a tensor; ``rows`` are the largest absolute values of each row of the weights that they meet."""
+        source, factors = name, self._folded.get(name)
+        if factors is None:
+            factors = smoothing_factors(extent.width, rows)
             source = self._add("Mul", [name, self._constant(f"{name}_narrowing", 1 / factors)], f"{name}_narrowed")
-        low = min(float((self._found[name].low / factors).min()), 0.0)
-        high = max(float((self._found[name].high / factors).max()), 0.0)
+        low = min(float((extent.low / factors).min()), 0.0)
+        high = max(float((extent.high / factors).max()), 0.0)
         step = max(high - low, 1e-6) / 255
         scale = self._constant(f"{name}_scale", np.array(step, np.float32))
         zero = self._constant(f"{name}_zero", np.array(round(-low / step), np.uint8))
         made = self._add("QuantizeLinear", [source, scale, zero], f"{name}_bytes")
-        self._bytes[name] = _Bytes(made, scale, zero, factors)
-        return self._bytes[name]
+        return _Bytes(made, scale, zero, factors)
 
     def _multiply(self, source: _Bytes, weight: np.ndarray, bias: np.ndarray | None, output: str) -> None:
         scaled = weight * source.factors[:, None]

@@ -62,7 +62,7 @@ class StudentModule(L.LightningModule):
         gradient_clip_val: int | float | None = None,
         gradient_clip_algorithm: str | None = None,
     ) -> None:
-        """Clip by the norm of all gradients: beside a fused optimiser Lightning refuses to in bf16, where no scale is in the way."""
+        """Clip by the norm of all gradients; in bf16 Lightning itself refuses to beside a fused optimiser, needlessly."""
         if gradient_clip_val is not None:
             nn.utils.clip_grad_norm_(self.parameters(), gradient_clip_val)
 

@@ -163,7 +163,7 @@ def test_bench_measures_every_tier(tiered, fresh):
     found = bench(tiered, fresh, PaperPolicy(), BenchOptions(rounds=1, max_flips=0.05, usd_per_hour=1.0))
     by = {one.tier: one for one in found}
     assert list(by) == ["transformer", "fast", "cascade"]
-    assert by["transformer"].flips == 0
+    assert by["transformer"].flips <= 0.01  # of int8 against fp32: what its gate lets pass
     assert by["fast"].tokens_per_second is None
     assert 0 < by["cascade"].fast_share < 1
     assert by["cascade"].flips < by["fast"].flips

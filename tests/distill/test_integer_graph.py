@@ -93,16 +93,65 @@ def test_a_product_of_bytes_worked_by_hand(tmp_path):
     np.testing.assert_allclose(found[0, 0], [1.27 * seen[0], -2.54 * seen[1]], rtol=1e-5)
 
 
+def block(into, bias, back):
+    """A graph of one feed-forward block, as the fuser writes it."""
+    from onnx import TensorProto, helper, numpy_helper
+
+    constants = {"into": into, "bias": bias, "back": back, "last": np.zeros(back.shape[1], np.float32)}
+    nodes = [
+        helper.make_node("MatMul", ["x", "into"], ["a"], "up"),
+        helper.make_node("BiasGelu", ["a", "bias"], ["inner"], "activation", domain="com.microsoft"),
+        helper.make_node("MatMul", ["inner", "back"], ["b"], "down"),
+        helper.make_node("Add", ["b", "last"], ["y"], "end"),
+    ]
+    graph = helper.make_graph(
+        nodes,
+        "g",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, [1, 1, into.shape[0]])],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, None)],
+        [numpy_helper.from_array(values, name) for name, values in constants.items()],
+    )
+    versions = [helper.make_opsetid("", 17), helper.make_opsetid("com.microsoft", 1)]
+    return helper.make_model(graph, opset_imports=versions, ir_version=8)
+
+
+def test_the_widest_channels_of_a_block_stay_in_fp32(tmp_path):
+    rng = np.random.default_rng(0)
+    into, back = (rng.normal(0, 0.3, shape).astype(np.float32) for shape in ((32, 64), (64, 32)))
+    bias = np.zeros(64, np.float32)
+    bias[40] = 300.0  # Gelu lets it through: this channel is a hundred times as wide as the others
+    x = rng.normal(0, 1, (1, 200, 32)).astype(np.float32)
+    onnx.save(block(into, bias, back), tmp_path / "fp32.onnx")
+    found = {"x": Extent(x[0].min(0), x[0].max(0))}
+    inner = np.maximum(x[0] @ into + bias, 0)  # Gelu's values but for 0.17
+    found["inner"] = Extent(inner.min(0) - 0.17, inner.max(0))
+    onnx.save(to_int8(block(into, bias, back), found, ()), tmp_path / "int8.onnx")
+    # 16 of 64 channels, and the wide one among them.
+    weights = {i.name: onnx.numpy_helper.to_array(i) for i in onnx.load(tmp_path / "int8.onnx").graph.initializer}
+    wide = weights["b_wide_weight"]
+    assert wide.shape == (16, 32)
+    assert (wide == back[40]).all(axis=1).any()
+    assert weights["b_narrow_weight"].shape == (48, 32)
+    expected, got = (
+        open_session(tmp_path / name, "cpu").run(None, {"x": x[:, :1]})[0] for name in ("fp32.onnx", "int8.onnx")
+    )
+    # A step of bytes over the wide channel alone would be 300 / 255, some 1.2 points; what is left is a hundredth of that.
+    assert 0 < np.abs(got - expected).max() < 0.1
+
+
 def test_every_product_of_a_layer_is_in_bytes(fp32, tmp_path):
     before, after = kinds(fp32), kinds(integer(fp32, tmp_path / "int8.onnx"))
-    # Query, key, value, output, and the two of the feed-forward block; their inputs are four tensors.
-    assert after["MatMulIntegerToFloat"] == 6 * LAYERS
+    # Query, key, value, output, and the feed-forward block's two, the first of them in two parts; their inputs are four tensors.
+    assert after["MatMulIntegerToFloat"] == 7 * LAYERS
     assert after["QuantizeLinear"] == 4 * LAYERS
     # Narrowing in front of the bytes costs a Mul, except behind attention, where the values' weights take it in.
     assert after["Mul"] - before["Mul"] == 3 * LAYERS
-    assert after["LayerNormalization"] == after["Sum"] == 2 * LAYERS
-    assert after["Gelu"] == after["MultiHeadAttention"] == LAYERS
-    assert after["MatMul"] == after["Attention"] == after["SkipLayerNormalization"] == after["BiasGelu"] == 0
+    assert after["LayerNormalization"] == 2 * LAYERS
+    assert after["Sum"] == 3 * LAYERS  # two residuals, and what the wide channels add
+    assert after["Gelu"] == 2 * LAYERS
+    assert after["MultiHeadAttention"] == LAYERS
+    assert after["MatMul"] == LAYERS  # of the wide channels
+    assert after["Attention"] == after["SkipLayerNormalization"] == after["BiasGelu"] == 0
 
 
 def test_no_fp32_weight_is_left_behind(fp32, tmp_path):

@@ -126,7 +126,10 @@ def test_it_learns_in_bf16_too(subsets, tiny_lm, tmp_path, monkeypatch):
     assert found.result["val_nll"] < 0.8 * found.result["base_val_nll"]
 
 
-def test_it_stops_when_it_gets_worse_and_writes_its_best_state(subsets, tiny_lm, tmp_path):
+def test_it_stops_when_it_gets_worse_and_writes_its_best_state(subsets, tiny_lm, tmp_path, monkeypatch):
+    monkeypatch.setattr(
+        "efficient_empathy.experts.fitting._cpu_precision", lambda: "32-true"
+    )  # bf16 takes another course
     wanted = request(subsets, tiny_lm, tmp_path / "e", learning_rate=0.03, validations=12, patience=2)
     result = train_expert(wanted).result
     measured = dict(result["measurements"])

@@ -2,6 +2,7 @@
 
 import orjson
 import pytest
+from rich.console import Console
 
 from efficient_empathy.scorer import progress
 from efficient_empathy.scorer.progress import JsonEvents, LiveBar, PlainLines, Quiet, progress_for
@@ -78,8 +79,11 @@ def test_a_run_that_fails_has_no_last_line(clock):
 
 
 def test_the_bar_goes_to_stderr_only(capsys, monkeypatch):
-    monkeypatch.setenv("FORCE_COLOR", "1")  # rich then writes to what is no terminal, too
-    monkeypatch.setenv("TERM", "xterm")  # on a dumb one, which is where CI may run, it draws no bar
+    class Watched(Console):
+        # Whatever stderr is, and whatever the environment says of it: CI's terminal is a dumb one, where no bar is drawn.
+        is_terminal, is_dumb_terminal = True, False
+
+    monkeypatch.setattr("rich.console.Console", Watched)
     with LiveBar() as told:
         told.start({0: 1.0}, done=[], counts={"examples": 0})
         told.chunk({"examples": 3})
