@@ -13,7 +13,8 @@ subset's steps. Equal steps need no training of their own: the first so many ste
 are a random subset of that size, which is what the random control is. The router takes as many steps as the sensibility expert.
 
 Each job's folder in KEEP is whole or is done again, from its last checkpoint where it has any: a killed run goes on. The JSON and
-the page are written as each seed ends, from the seeds in KEEP whatever stage they have reached.
+the page are written as each seed ends, from the seeds in KEEP whatever stage they have reached, and from evaluated seeds of earlier
+runs of the same plan, whose figures are kept in results/paper/: so one seed a day will do.
 """
 
 import argparse
@@ -24,13 +25,15 @@ from pathlib import Path
 
 from claims.plan import STEP, Plan, Speed, Study
 from claims.stages import STAGES, Job, Seed, finish, learn
-from common import ROOT, read_result, write_result
+from common import RESULTS, ROOT, read_result, write_result
 
 from efficient_empathy.environment import usable_cores
 from efficient_empathy.errors import EmpathyError
 from efficient_empathy.manifest import pretty_json, write_atomic
 
 NAME, PAGE = "paper", ROOT / "docs" / "results.md"
+VALUES = RESULTS / "paper"
+"""Each evaluated seed's figures on all resamples: seeds may be run on different days, and machines."""
 BAR = 100
 """Minutes that a seed may take."""
 
@@ -93,24 +96,40 @@ def run_seed(seed: Seed, stages: list[str]) -> None:
     print(f"\nseed {seed.number}: {spent:.1f} minutes so far, in {seed.study.keep}")
 
 
-def merge(study: Study) -> dict:
-    """Everything that the folder holds, of all its seeds."""
-    from claims.pooling import facts, pooled, seed_values
+def merge(study: Study, before: dict, stored: Path) -> dict:
+    """All seeds: those that the folder holds, and of earlier results with the same plan those that it does not.
 
-    numbers = sorted(int(path.name.removeprefix("seed-")) for path in study.keep.glob("seed-*"))
-    seeds = [Seed(study, number) for number in numbers]
-    found = [facts(seed) for seed in seeds]
-    shared = {name: one for name, one in study.ledger.read().items() if "seconds" in one}
+    Args:
+        study: the plan and its folder.
+        before: the result so far, or nothing.
+        stored: where each evaluated seed's figures are kept.
+    """
+    from claims.pooling import facts, pooled, read_values, seed_values, write_values
+
     # Of a base that is a folder, the name alone: where it lies says nothing.
     plan = asdict(study.plan) | {name: Path(getattr(study.plan, name)).name for name in ("base", "backbone")}
-    result = {"plan": plan, "cores": usable_cores(), "shared_costs": shared, "seeds": found}
-    whole = [seed for seed, one in zip(seeds, found, strict=True) if one["evaluated"]]
+    seeds = [Seed(study, int(path.name.removeprefix("seed-"))) for path in study.keep.glob("seed-*")]
+    found = {seed.number: facts(seed) for seed in seeds}
+    for seed in seeds:
+        if found[seed.number]["evaluated"]:
+            write_values(stored / f"seed-{seed.number}.npz", seed_values(seed))
+    if before.get("plan") == json.loads(json.dumps(plan)):
+        earlier = {one["seed"]: one for one in before["seeds"] if (stored / f"seed-{one['seed']}.npz").is_file()}
+        # A seed that is begun anew takes the place of what it was once it is evaluated.
+        found |= {number: one for number, one in earlier.items() if not found.get(number, {}).get("evaluated")}
+    shared = {name: one for name, one in study.ledger.read().items() if "seconds" in one}
+    ordered = [found[number] for number in sorted(found)]
+    result = {"plan": plan, "cores": usable_cores(), "shared_costs": shared, "seeds": ordered}
+    whole = [one["seed"] for one in ordered if one["evaluated"]]
     if whole:
-        values = [seed_values(seed) for seed in whole]
-        evaluation = json.loads((whole[0].folder / "evaluation" / "evaluation.json").read_text(encoding="utf-8"))
-        sizes = {"contexts": evaluation["rows"], "conversations": evaluation["conversations"]}
-        numbers = [seed.number for seed in whole]
-        result["pooled"] = {"seeds": numbers, **sizes, **pooled(values, study.plan.thresholds)}
+        sizes = before.get("pooled", {})
+        for seed in seeds:
+            if seed.number in whole and (path := seed.folder / "evaluation" / "evaluation.json").is_file():
+                evaluation = json.loads(path.read_text(encoding="utf-8"))
+                sizes = {"contexts": evaluation["rows"], "conversations": evaluation["conversations"]}
+        values = [read_values(stored / f"seed-{number}.npz") for number in whole]
+        sizes = {name: sizes[name] for name in ("contexts", "conversations")}
+        result["pooled"] = {"seeds": whole, **sizes, **pooled(values, study.plan.thresholds)}
     return result
 
 
@@ -118,14 +137,16 @@ def publish(study: Study) -> None:
     """Write JSON and page: into the project, or for a smoke run into its folder."""
     from claims.page import render
 
-    result = merge(study)
     if study.plan.tiny:
+        result = merge(study, {}, study.keep / "values")
         write_atomic(study.keep / f"{NAME}.json", pretty_json(result))
         write_atomic(study.keep / "results.md", render(result).encode())
         return
-    lost = {one["seed"] for one in read_result(NAME).get("seeds", [])} - {one["seed"] for one in result["seeds"]}
+    before = read_result(NAME)
+    result = merge(study, before, VALUES)
+    lost = {one["seed"] for one in before.get("seeds", [])} - {one["seed"] for one in result["seeds"]}
     if lost:
-        print(f"not in {study.keep} and no longer in the results: seeds {', '.join(map(str, sorted(lost)))}")
+        print(f"of another plan, or without their figures, and no longer in the results: seeds {sorted(lost)}")
     write_result(NAME, result)
     write_atomic(PAGE, render(result).encode())
 

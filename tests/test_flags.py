@@ -142,6 +142,7 @@ TRAINING = {
     "--examples": "last-turn",
     "--effort": "high",
     "--backbone": "b",
+    "--layers": 3,
     "--epochs": 5,
     "--max-length": 64,
     "--holdout": 0.3,
@@ -182,6 +183,7 @@ def test_every_flag_of_distill_reaches_the_request(monkeypatch):
         examples="last-turn",
         options=DistillOptions(
             backbone="b",
+            layers=3,
             effort="high",
             max_tokens=64,
             holdout=0.3,

@@ -78,16 +78,28 @@ def seed_values(seed: Seed) -> Values:
     """The figures of a seed on the resamples that all seeds share; kept in a file once they are computed."""
     path = seed.folder / "values.npz"
     if not path.is_file():
-        found = _computed(seed)
-        flat = {f"{system}|{name}": array for system, values in found.items() for name, array in values.items()}
-        new = path.with_name("values.new.npz")
-        np.savez(new, **flat)
-        new.replace(path)
+        write_values(path, _computed(seed))
+    return read_values(path)
+
+
+def write_values(path: Path, values: Values) -> None:
+    """Write figures as float32: a seed's file is what later runs, whose folders lack the seed, pool it from."""
+    flat = {
+        f"{system}|{name}": array.astype(np.float32) for system, own in values.items() for name, array in own.items()
+    }
+    path.parent.mkdir(parents=True, exist_ok=True)
+    new = path.with_name(f"{path.stem}.new.npz")
+    np.savez_compressed(new, **flat)
+    new.replace(path)
+
+
+def read_values(path: Path) -> Values:
+    """What ``write_values`` wrote."""
     values: Values = {}
     with np.load(path, allow_pickle=False) as file:
         for key in file.files:
             system, name = key.split("|")
-            values.setdefault(system, {})[name] = file[key]
+            values.setdefault(system, {})[name] = file[key].astype(float)
     return values
 
 

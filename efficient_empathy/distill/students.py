@@ -13,6 +13,7 @@ from efficient_empathy.distill.batches import EncodedRows
 from efficient_empathy.distill.settings import DistillOptions
 from efficient_empathy.distill.student import Student, exceedances
 from efficient_empathy.distill.training import choose_precision, train_student
+from efficient_empathy.errors import EmpathyError
 from efficient_empathy.scorer.artifact import Scale
 from efficient_empathy.scorer.encoding import Encoder
 
@@ -55,10 +56,28 @@ class TrainedStudent:
     """What the manifest says of the training."""
 
 
+def keep_layers(encoder: Any, count: int) -> None:
+    """Cut a pretrained encoder down to its lowest layers, in place.
+
+    Raises:
+        EmpathyError: its layers are no list that can be cut, as where all share their weights.
+    """
+    stacks = [module for module in encoder.modules() if isinstance(module, torch.nn.ModuleList)]
+    stack = max(stacks, key=len, default=torch.nn.ModuleList())
+    if len(stack) != encoder.config.num_hidden_layers:
+        raise EmpathyError(
+            "--layers: this encoder's layers are no plain list; leave the option out, or choose another --backbone."
+        )
+    del stack[count:]
+    encoder.config.num_hidden_layers = count
+
+
 def new_student(backbone: Backbone, scales: tuple[Scale, ...], dropout: float, seed: int) -> Student:
     """A student with the pretrained encoder and a head drawn from a seed."""
     torch.manual_seed(seed)
     encoder = load_encoder(backbone)
+    if backbone.layers is not None:
+        keep_layers(encoder, backbone.layers)
     # Dropout of the attention weights is slow on CPUs and did not help; that of the hidden states is an option.
     for name, module in encoder.named_modules():
         if isinstance(module, torch.nn.Dropout):

@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,7 @@ from claims.data import cut, draw_contexts, read_jsonl
 from claims.plan import Ledger, Plan, Speed, Study
 from claims.stages import STAGES, Job, Seed, finish, learn
 from common import ROOT, Cost, draw_conversations, untouched
+from paper import merge
 
 from efficient_empathy.errors import EmpathyError
 from efficient_empathy.manifest import read_manifest, write_manifest
@@ -183,6 +185,12 @@ def test_a_killed_run_goes_on_and_repeats_no_finished_job(tmp_path):
     assert result["pooled"]["seeds"] == [0]
     assert result["seeds"][0]["evaluated"]
     assert result["seeds"][0]["thresholds"]["5"]["jaccard"] == 1.0
+    # On another day, in another folder, the seed still counts; under another plan it does not.
+    plan = Plan(**{**result["plan"], "thresholds": tuple(result["plan"]["thresholds"])})
+    later = merge(Study(plan, tmp_path / "another"), result, keep / "values")
+    assert (later["seeds"], later["pooled"]) == (result["seeds"], result["pooled"])
+    other = merge(Study(replace(plan, contexts=50), tmp_path / "another"), result, keep / "values")
+    assert (other["seeds"], "pooled" in other) == ([], False)
     page = (keep / "results.md").read_text()
     assert "A smoke run on a tiny model" in page
     assert page.count("Verdict: **cannot tell**. (1 of the 3 seeds that a verdict needs.)") == 3

