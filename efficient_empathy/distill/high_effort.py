@@ -22,8 +22,8 @@ from efficient_empathy.distill.batches import EncodedRows
 from efficient_empathy.distill.export import probabilities
 from efficient_empathy.distill.settings import DistillOptions
 from efficient_empathy.distill.stages import Stages
-from efficient_empathy.distill.students import Split, TrainedStudent, new_student
-from efficient_empathy.distill.training import choose_precision, train_student
+from efficient_empathy.distill.students import Split, TrainedStudent, facts_of, new_student
+from efficient_empathy.distill.training import train_student
 from efficient_empathy.manifest import versions
 from efficient_empathy.scorer.artifact import Scale
 from efficient_empathy.scorer.encoding import Encoded, Encoder
@@ -59,9 +59,7 @@ def train_high(
     both = labelled.with_rows(EncodedRows(rated, ratings, labelled.pad))
     trained = train_student(student, both, validation, plan.student_training(training), options.seed, "student")
     facts = {
-        "epochs": len(trained.outputs),
-        "best_epoch": trained.best_epoch + 1,
-        "precision": choose_precision(),
+        **facts_of(student, trained),
         "teachers": plan.teachers,
         "rated_pool_examples": len(chosen),
     }

@@ -14,6 +14,8 @@ import numpy as np
 from efficient_empathy.distill.smoothing import Extent, smoothing_factors
 
 _MICROSOFT = "com.microsoft"
+_OPSET = 23
+"""The first with ``Attention``, which takes a third less time than ONNX Runtime's own ``MultiHeadAttention`` with a mask."""
 _WIDE_CHANNELS = 16
 """Inside a feed-forward block, in fp32: one or two are several times wider than all others and would take their steps."""
 _LEAST_NARROW = 3
@@ -99,12 +101,13 @@ class _Rewriting:
         self._bytes: dict[str, _Bytes] = {}
         self._folded: dict[str, np.ndarray] = {}
         self._with_bias: set[str] = set()
+        self._made: set[str] = set()
         self._blocks = {block.down.name: block for block in self._find_blocks()}
 
     def run(self) -> Any:
-        inside = {id(node) for block in self._blocks.values() for node in (block.up, block.activation)}
+        inside = {node.output[0] for block in self._blocks.values() for node in (block.up, block.activation)}
         for node in list(self._model.graph.node):
-            if id(node) in inside:
+            if node.output[0] in inside:
                 continue  # written with the product that ends the block
             if node.name in self._blocks:
                 self._feed_forward(self._blocks[node.name])
@@ -120,15 +123,14 @@ class _Rewriting:
 
     def _find_blocks(self) -> Iterator[_Block]:
         for up in self._model.graph.node:
-            activation = self._only_reader(up.output[0])
-            down = None if activation is None else self._only_reader(activation.output[0])
-            ends = {up.name, down.name} if down is not None else set()
-            if ends and ends <= self._chosen and activation.op_type == "BiasGelu" and down.op_type == "MatMul":
+            activation = self._only_reader(up.output[0], "BiasGelu")
+            down = activation and self._only_reader(activation.output[0], "MatMul")
+            if down and {up.name, down.name} <= self._chosen:
                 yield _Block(up, activation, down)
 
-    def _only_reader(self, name: str) -> Any:
+    def _only_reader(self, name: str, kind: str) -> Any:
         readers = self._readers.get(name, [])
-        return readers[0] if len(readers) == 1 else None
+        return readers[0] if len(readers) == 1 and readers[0].op_type == kind else None
 
     def _feed_forward(self, block: _Block) -> None:
         """Both products, with the widest channels between them apart."""
@@ -187,10 +189,24 @@ class _Rewriting:
         for name, weight, bias in zip(names, weights, biases, strict=True):
             self._multiply(source, weight, bias, name)
         attributes = {a.name: helper.get_attribute_value(a) for a in node.attribute}
-        # With the mask also where nothing is padded: the faster kernel that a full batch could take rounds otherwise, and
-        # rows would score differently by up to 0.03 points alone and in company.
-        inputs = [*names, "", node.input[3]]
-        self._add("MultiHeadAttention", inputs, node.output[0], _MICROSOFT, **attributes)
+        heads = {"q_num_heads": attributes["num_heads"], "kv_num_heads": attributes["num_heads"]}
+        scale = {"scale": attributes["scale"]} if "scale" in attributes else {}
+        self._add("Attention", [*names, self._seen_by()], node.output[0], **heads, **scale)
+
+    def _seen_by(self) -> str:
+        """What each position looks at, bool (rows, 1, positions, positions): all that is real; padding at everything, unread."""
+        name = "seen_by"
+        if name not in self._made:
+            from onnx import TensorProto
+
+            self._made.add(name)
+            real = self._add("Cast", ["attention_mask"], f"{name}_real", to=TensorProto.BOOL)
+            keys, queries = (
+                self._add("Unsqueeze", [real, self._constant(f"{name}_axes_{part}", np.array(axes))], f"{name}_{part}")
+                for part, axes in (("keys", [1, 2]), ("queries", [1, 3]))
+            )
+            self._add("Or", [keys, self._add("Not", [queries], f"{name}_padding")], name)
+        return name
 
     def _factors_behind(self, name: str) -> np.ndarray | None:
         """Smoothing factors of a tensor that quantised products alone read, else None."""
@@ -257,6 +273,8 @@ class _Rewriting:
         graph.initializer.extend(
             numpy_helper.from_array(values, name) for name, values in self._constants.items() if name in used
         )
-        if _MICROSOFT not in {opset.domain for opset in self._model.opset_import}:
-            self._model.opset_import.append(helper.make_opsetid(_MICROSOFT, 1))
+        versions = {opset.domain: opset.version for opset in self._model.opset_import} | {_MICROSOFT: 1}
+        versions[""] = max(versions[""], _OPSET)
+        del self._model.opset_import[:]
+        self._model.opset_import.extend(helper.make_opsetid(domain, version) for domain, version in versions.items())
         return self._model

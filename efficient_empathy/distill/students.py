@@ -12,7 +12,7 @@ from efficient_empathy.distill.backbone import Backbone, load_encoder
 from efficient_empathy.distill.batches import EncodedRows
 from efficient_empathy.distill.settings import DistillOptions
 from efficient_empathy.distill.student import Student, exceedances
-from efficient_empathy.distill.training import choose_precision, train_student
+from efficient_empathy.distill.training import Trained, choose_precision, train_student
 from efficient_empathy.errors import EmpathyError
 from efficient_empathy.scorer.artifact import Scale
 from efficient_empathy.scorer.encoding import Encoder
@@ -101,5 +101,14 @@ def train_normal(
     training, validation = split.encode(scales, backbone)
     student = new_student(backbone, scales, options.training.dropout, options.seed)
     trained = train_student(student, training, validation, options.training, options.seed)
-    facts = {"epochs": len(trained.outputs), "best_epoch": trained.best_epoch + 1, "precision": choose_precision()}
-    return TrainedStudent(student, split, trained.outputs, trained.best_epoch, facts)
+    return TrainedStudent(student, split, trained.outputs, trained.best_epoch, facts_of(student, trained))
+
+
+def facts_of(student: Student, trained: Trained) -> dict[str, Any]:
+    """What the manifest says of any training of a student."""
+    return {
+        "layers": getattr(student.config, "num_hidden_layers", None),
+        "epochs": len(trained.outputs),
+        "best_epoch": trained.best_epoch + 1,
+        "precision": choose_precision(),
+    }

@@ -48,6 +48,7 @@ def test_it_makes_a_scorer_folder_of_the_same_form(data, options, tmp_path):
     training = manifest["training"]
     assert (training["teachers"], training["rated_pool_examples"]) == (2, 60)
     assert training["epochs"] <= 3
+    assert training["layers"] == 2
     scores = Scorer.load(out, device="cpu").score(data.examples)
     assert ((scores >= 0) & (scores <= 10)).all()
     assert [path.name for path in tmp_path.iterdir()] == ["scorer"]  # finished stages are cleared away
