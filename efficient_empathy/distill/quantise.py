@@ -15,8 +15,9 @@ from typing import Any
 import numpy as np
 
 from efficient_empathy.distill.export import onnx_scores
+from efficient_empathy.distill.fused_graph import feed_forward_outputs, products
 from efficient_empathy.distill.fusing import fuse
-from efficient_empathy.distill.integer_graph import feed_forward_outputs, products, to_int8
+from efficient_empathy.distill.integer_graph import to_int8
 from efficient_empathy.distill.quality import spearman
 from efficient_empathy.distill.smoothing import extents
 from efficient_empathy.scorer.batching import token_budget_batches

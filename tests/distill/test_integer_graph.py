@@ -5,8 +5,9 @@ from collections import Counter
 import numpy as np
 import pytest
 
+from efficient_empathy.distill.fused_graph import feed_forward_outputs, products
 from efficient_empathy.distill.fusing import fuse
-from efficient_empathy.distill.integer_graph import feed_forward_outputs, products, to_int8
+from efficient_empathy.distill.integer_graph import to_int8
 from efficient_empathy.distill.smoothing import Extent, extents, smoothing_factors
 from efficient_empathy.scorer.artifact import Scale
 from efficient_empathy.scorer.session import open_session, run_batch
@@ -153,6 +154,20 @@ def test_every_product_of_a_layer_is_in_bytes(fp32, tmp_path):
     assert {node.domain for node in onnx.load(tmp_path / "int8.onnx").graph.node if node.op_type == "Attention"} == {""}
     assert after["MatMul"] == LAYERS  # of the wide channels
     assert after["SkipLayerNormalization"] == after["BiasGelu"] == 0
+
+
+def test_a_graph_that_newer_operators_would_change_keeps_its_set(fp32, tmp_path):
+    model = onnx.load(fp32)
+    # Its axes are an attribute up to set 17 and an input from 18 on.
+    mean = onnx.helper.make_node("ReduceMean", [model.graph.output[0].name], ["mean"], axes=[1])
+    model.graph.node.append(mean)
+    onnx.save(model, tmp_path / "older.onnx")
+    path = integer(tmp_path / "older.onnx", tmp_path / "int8.onnx")
+    assert kinds(path)["MultiHeadAttention"] == LAYERS
+    assert {o.domain: o.version for o in onnx.load(path).opset_import}[""] == 17
+    newer = integer(fp32, tmp_path / "newer.onnx")
+    one, other = (run_batch(open_session(file, "cpu"), rows([20, 3, 11])) for file in (path, newer))
+    np.testing.assert_allclose(one, other, atol=1e-5)
 
 
 def test_no_fp32_weight_is_left_behind(fp32, tmp_path):
