@@ -40,11 +40,19 @@ class ByteDropout(nn.Module):
         """Values of any shape, on the CPU."""
         if not self.training or self.dropped == 0:
             return x
-        seed = int(torch.randint(2**63 - 1, (1,)))
-        drawn = np.random.Generator(np.random.SFC64(seed)).bytes(x.numel())
-        kept = torch.frombuffer(bytearray(drawn), dtype=torch.uint8).view(x.shape) >= self.dropped
-        masked: Tensor = _Masked.apply(x, kept, _LEVELS / (_LEVELS - self.dropped))
+        masked: Tensor = _Masked.apply(x, self.keep(x.numel()).view(x.shape), self.scale)
         return masked
+
+    @property
+    def scale(self) -> float:
+        """By what the values that are kept are multiplied."""
+        return _LEVELS / (_LEVELS - self.dropped)
+
+    def keep(self, count: int) -> Tensor:
+        """Which of so many values are kept, bool (count,); drawn anew each time."""
+        seed = int(torch.randint(2**63 - 1, (1,)))
+        drawn = np.frombuffer(np.random.Generator(np.random.SFC64(seed)).bytes(count), np.uint8)
+        return torch.from_numpy(drawn >= self.dropped)
 
     def extra_repr(self) -> str:
         """The share."""

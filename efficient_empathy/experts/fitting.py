@@ -17,6 +17,7 @@ from efficient_empathy.experts.artifact import LOG_FILE
 from efficient_empathy.experts.bases import Base
 from efficient_empathy.experts.batches import Plan, Rows
 from efficient_empathy.experts.checkpoints import SafeCheckpointIO
+from efficient_empathy.experts.cpu_training import faster_on_cpu
 from efficient_empathy.experts.models import choose_device
 from efficient_empathy.experts.module import CsvLog, KeepBest, ResponseData, ResponseModule, Resumable
 from efficient_empathy.experts.options import DeviceOptions, FitOptions
@@ -144,14 +145,15 @@ def fit_module(run: Run, prepared: Prepared, module: ResponseModule) -> tuple[Ke
         _log.info("going on from %s", checkpoint)
     elif leftovers := list(run.work.glob("last-*.safetensors")):
         _log.warning("%s is of another run (data, options or versions differ): starting over", leftovers[0])
-    with quiet():
+    precision = choose_precision() if choose_device(where.device) == "cuda" else _cpu_precision()
+    with quiet(), faster_on_cpu(module.model, precision == "bf16-mixed"):
         trainer = L.Trainer(
             max_steps=prepared.steps,
             max_epochs=1,
             accelerator="gpu" if choose_device(where.device) == "cuda" else "cpu",
             devices=where.devices,
             strategy=where.strategy,
-            precision=choose_precision() if choose_device(where.device) == "cuda" else _cpu_precision(),
+            precision=precision,
             accumulate_grad_batches=fit.accumulate,
             gradient_clip_val=1.0,
             val_check_interval=validate_every * fit.accumulate,
