@@ -1,6 +1,6 @@
 """The paper's three claims at a laptop's scale: distil, filter, experts, mixture, answers, evaluation, for each seed.
 
-    python benchmarks/paper.py --keep work/ [--seeds 0,1,2] [--stages scorer,pool] [--examples 1500] [--contexts 500]
+    python benchmarks/paper.py --keep work/ [--seeds 0,1,2] [--stages scorer,pool] [--examples 1400] [--contexts 500]
     python benchmarks/paper.py --keep work/ --dry-run       # the plan, with estimated minutes
     python benchmarks/paper.py --page                       # only writes docs/results.md anew from the JSON
     python benchmarks/paper.py --keep work/ --small         # a tiny model and made-up rows: that it runs, no figures

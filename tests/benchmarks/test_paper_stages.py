@@ -81,7 +81,7 @@ def test_labels_and_pools_are_drawn_by_conversation():
 def test_a_folder_belongs_to_one_plan(tmp_path):
     Study(Plan(), tmp_path).open()
     Study(Plan(), tmp_path, batch_size=32).open()
-    with pytest.raises(EmpathyError, match="begun with examples 1500"):
+    with pytest.raises(EmpathyError, match="begun with examples 1400"):
         Study(Plan(examples=300), tmp_path).open()
 
 
