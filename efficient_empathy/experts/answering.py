@@ -202,7 +202,7 @@ def _references(
         for begin in range(0, len(order), batch_size):
             chosen = order[begin : begin + batch_size].tolist()
             batch = {name: tensor.to(model.device) for name, tensor in batches.collate(chosen).items()}
-            nll, counts = response_nll(model.model, **batch)
+            nll, counts = response_nll(model.model, **batch, share=True)
             for index, value, count in zip(chosen, nll.tolist(), counts.tolist(), strict=True):
                 found[rows[index].id] = (round(value, 4), count)
     return found, refused

@@ -1,7 +1,5 @@
 """The loss of responses: the vocabulary head runs only where something is supervised."""
 
-import contextlib
-from collections.abc import Iterator
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -9,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from efficient_empathy.experts.prompt_states import read_prompts, told
+from efficient_empathy.experts.shared_prefix import can_share, common_prefix, read_shared, without_dropout
 
 IGNORED = -100
 """Label of a token that is not supervised."""
@@ -18,7 +17,9 @@ _PROBE_TOKENS = 16
 _is_plain: "WeakKeyDictionary[nn.Module, bool]" = WeakKeyDictionary()
 
 
-def response_nll(model: nn.Module, input_ids: Tensor, attention_mask: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+def response_nll(
+    model: nn.Module, input_ids: Tensor, attention_mask: Tensor, labels: Tensor, share: bool = False
+) -> tuple[Tensor, Tensor]:
     """Negative log-likelihood of what is supervised, in nats.
 
     In a dialogue most tokens are context, and the head over a large vocabulary is a good part of a small model. It is run on
@@ -30,6 +31,8 @@ def response_nll(model: nn.Module, input_ids: Tensor, attention_mask: Tensor, la
         input_ids: (batch, time), padded on the right.
         attention_mask: (batch, time), 1 where there is a token.
         labels: (batch, time), the token itself where it is supervised, else -100.
+        share: read what all rows begin with once, where that gives the same states: for whoever does not watch each position of
+            each row. In training, dropout of that part is then drawn once a batch.
 
     Returns:
         Sums over each row's supervised tokens, float32 (batch,), and how many these are, int64 (batch,).
@@ -45,8 +48,13 @@ def response_nll(model: nn.Module, input_ids: Tensor, attention_mask: Tensor, la
     with told(model, states):
         if plain:
             decoder, head = _parts(model)
-            hidden_BTH = decoder(input_ids=input_ids, attention_mask=attention_mask, use_cache=False)[0]
-            logits_NV = head(hidden_BTH[:, :-1][chosen_BT])
+            prefix = common_prefix(input_ids, attention_mask, labels != IGNORED) if share and states is None else 0
+            if prefix and can_share(decoder, input_ids, attention_mask, prefix):
+                hidden_BTH = read_shared(decoder, input_ids, attention_mask, prefix)
+            else:
+                prefix = 0
+                hidden_BTH = decoder(input_ids=input_ids, attention_mask=attention_mask, use_cache=False)[0]
+            logits_NV = head(hidden_BTH[:, :-1][chosen_BT[:, prefix:]])
         else:
             output = model(input_ids=input_ids, attention_mask=attention_mask, use_cache=False)
             logits_NV = output.logits[:, :-1][chosen_BT]
@@ -76,19 +84,8 @@ def _has_plain_head(model: nn.Module, input_ids: Tensor, attention_mask: Tensor)
         if head is None or decoder is model:
             _is_plain[model] = False
         else:
-            with torch.no_grad(), _without_dropout(model):
+            with torch.no_grad(), without_dropout(model):
                 inputs = {"input_ids": input_ids, "attention_mask": attention_mask, "use_cache": False}
                 ours, theirs = head(decoder(**inputs)[0]), model(**inputs).logits
             _is_plain[model] = ours.shape == theirs.shape and torch.allclose(ours, theirs, atol=_TOLERANCE)
     return _is_plain[model]
-
-
-@contextlib.contextmanager
-def _without_dropout(model: nn.Module) -> Iterator[None]:
-    modes = {module: module.training for module in model.modules()}
-    model.eval()
-    try:
-        yield
-    finally:
-        for module, training in modes.items():
-            module.training = training

@@ -51,12 +51,17 @@ class ResponseModule(L.LightningModule):
         super().__init__()
         self.model, self.options, self.seed = model, options, seed
         self.sums, self._checked = TokenSums(), TokenSums()
+        self.shares = True
+        """Whether what all rows of a batch begin with is read once."""
         # Frozen weights are not in the checkpoints, so a strict load would miss them; what must be there is checked on loading.
         self.strict_loading = False
 
     def on_fit_start(self) -> None:
         """The mode is set here, not left to how the model was loaded: adapters' dropout is on, a base's own too if it has any."""
         self.model.train()
+
+    def _nll(self, batch: Batch, share: bool) -> tuple[Tensor, Tensor]:
+        return response_nll(self.model, batch["input_ids"], batch["attention_mask"], batch["labels"], share)
 
     def trained(self) -> dict[str, torch.nn.Parameter]:
         """The parameters that move, by name."""
@@ -66,7 +71,7 @@ class ResponseModule(L.LightningModule):
         """The batch's share of the mean over all supervised tokens of its step."""
         # Dropout depends on the batch's place alone, so that a resumed run draws what an uninterrupted one would.
         torch.manual_seed((self.seed * 1_000_003 + index) * 4096 + self.global_rank)
-        nll_B, tokens_B = response_nll(self.model, batch["input_ids"], batch["attention_mask"], batch["labels"])
+        nll_B, tokens_B = self._nll(batch, self.shares)
         self.sums.add(nll_B.detach(), tokens_B)
         if (
             not nll_B.requires_grad
@@ -77,7 +82,7 @@ class ResponseModule(L.LightningModule):
 
     def validation_step(self, batch: Batch, _: int) -> None:
         """Sum the held-out log-likelihood."""
-        self._checked.add(*response_nll(self.model, batch["input_ids"], batch["attention_mask"], batch["labels"]))
+        self._checked.add(*self._nll(batch, share=True))
 
     def on_validation_epoch_end(self) -> None:
         """Mean over the tokens of all batches and devices."""

@@ -19,7 +19,8 @@ def row_nll(model: Any, rows: Rows, batch_size: int = 16) -> np.ndarray:
     found = np.zeros(len(order))
     with torch.inference_mode():
         for begin, batch in zip(range(0, len(order), batch_size), OrderedBatches(rows, batch_size), strict=True):
-            nll_B, _ = response_nll(model, **{name: tensor.to(model.device) for name, tensor in batch.items()})
+            inputs = {name: tensor.to(model.device) for name, tensor in batch.items()}
+            nll_B, _ = response_nll(model, **inputs, share=True)
             found[order[begin : begin + batch_size]] = nll_B.cpu().numpy()
     return found
 

@@ -33,6 +33,7 @@ class MixtureModule(ResponseModule):
         """
         super().__init__(model, options.fit, options.seed)
         self._balance = options.balance
+        self.shares = self._balance.regulariser == "none"  # the others look at what the gates say at each position
         self.register_buffer("prior", torch.tensor(prior) / sum(prior), persistent=False)
         self._router = (router,)  # in a tuple, so that it is not a second name of the model's own
         model.requires_grad_(False)

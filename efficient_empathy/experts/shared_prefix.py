@@ -1,0 +1,91 @@
+"""What all rows of a batch begin with goes through the model once: the instruction is a third of a short dialogue."""
+
+import contextlib
+import inspect
+from collections.abc import Iterator
+from typing import Any
+from weakref import WeakKeyDictionary
+
+import torch
+from torch import Tensor, nn
+from transformers import DynamicCache
+from transformers.cache_utils import DynamicLayer
+
+_LEAST = 8
+"""Tokens from which on a second pass through the layers pays."""
+_PROBE_TOKENS = 16
+_TOLERANCE = 0.03
+"""Of the hidden states' length: rounding in bf16 is a third of it, another position or mask many times as much."""
+
+_is_same: "WeakKeyDictionary[nn.Module, bool]" = WeakKeyDictionary()
+
+
+def common_prefix(input_ids: Tensor, attention_mask: Tensor, supervised_BT: Tensor) -> int:
+    """How many tokens all rows begin with, up to the last before a supervised one; 0 where sharing would not pay.
+
+    Args:
+        input_ids: (batch, time), padded on the right.
+        attention_mask: (batch, time).
+        supervised_BT: (batch, time), True where a token is supervised.
+    """
+    if len(input_ids) < 2:
+        return 0
+    same_T = (input_ids == input_ids[:1]).all(0) & attention_mask.bool().all(0)
+    answered_T = supervised_BT.any(0).cumsum(0) > 0
+    # The state of the last token before the first supervised one is needed row by row.
+    count = min(int(same_T.cumprod(0).sum()), int((~answered_T).sum()) - 1)
+    return count if count >= _LEAST else 0
+
+
+def can_share(decoder: Any, input_ids: Tensor, attention_mask: Tensor, prefix: int) -> bool:
+    """Whether a decoder gives the same states when it reads a prefix once; tried once a model, on two rows of a batch.
+
+    Layers that see a window only, or keep other states than keys and values, are not tried; nor is a model that computes its states
+    anew on the way back, since it then keeps none.
+    """
+    if getattr(decoder, "is_gradient_checkpointing", False) and decoder.training:
+        return False
+    if decoder not in _is_same:
+        with without_dropout(decoder):
+            _is_same[decoder] = _takes_cache(decoder) and _agrees(decoder, input_ids[:2], attention_mask[:2], prefix)
+    return _is_same[decoder]
+
+
+def read_shared(decoder: Any, input_ids: Tensor, attention_mask: Tensor, prefix: int) -> Tensor:
+    """Last hidden states of what comes after the prefix, (batch, time - prefix, hidden size), with gradients through both."""
+    cache = DynamicCache(config=decoder.config)
+    decoder(input_ids=input_ids[:1, :prefix], past_key_values=cache, use_cache=True)
+    cache.batch_repeat_interleave(len(input_ids))
+    found: Tensor = decoder(
+        input_ids=input_ids[:, prefix:], attention_mask=attention_mask, past_key_values=cache, use_cache=True
+    )[0]
+    return found
+
+
+def _takes_cache(decoder: Any) -> bool:
+    if "past_key_values" not in inspect.signature(decoder.forward).parameters:
+        return False
+    layers = DynamicCache(config=decoder.config).layers
+    return bool(layers) and all(type(layer) is DynamicLayer for layer in layers)
+
+
+@torch.no_grad()
+def _agrees(decoder: Any, input_ids: Tensor, attention_mask: Tensor, prefix: int) -> bool:
+    end = prefix + _PROBE_TOKENS
+    ids, mask = input_ids[:, :end], attention_mask[:, :end]
+    whole = decoder(input_ids=ids, attention_mask=mask, use_cache=False)[0][:, prefix:].float()
+    shared = read_shared(decoder, ids, mask, prefix).float()
+    seen = mask[:, prefix:].bool()
+    return bool((shared - whole)[seen].norm() <= _TOLERANCE * whole[seen].norm())
+
+
+@contextlib.contextmanager
+def without_dropout(model: nn.Module) -> Iterator[None]:
+    """Have a model in eval mode, and leave each of its modules in the mode that it was in."""
+    modes = {module: module.training for module in model.modules()}
+    model.eval()
+    try:
+        yield
+    finally:
+        for module, training in modes.items():
+            module.training = training
