@@ -130,7 +130,7 @@ def test_it_stops_when_it_gets_worse_and_writes_its_best_state(subsets, tiny_lm,
     monkeypatch.setattr(
         "efficient_empathy.experts.fitting._cpu_precision", lambda: "32-true"
     )  # bf16 takes another course
-    wanted = request(subsets, tiny_lm, tmp_path / "e", learning_rate=0.03, validations=12, patience=2)
+    wanted = request(subsets, tiny_lm, tmp_path / "e", learning_rate=0.05, validations=12, patience=2)
     result = train_expert(wanted).result
     measured = dict(result["measurements"])
     assert 0 < result["best_step"] < result["steps"] < result["planned_steps"] == 26
