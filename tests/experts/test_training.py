@@ -55,6 +55,7 @@ def gradients(subsets, base, tmp_path, batch_size, accumulate, dropout=0.0, chec
     prepared = prepare(ExpertRequest(wanted.data, wanted.out, options))
     module = ResponseModule(prepared.model, options.fit, 0)
     module.model.train()
+    module.shares = not dropout  # a prefix that is read once has its dropout drawn once: other draws than row by row
     with torch.no_grad():  # fresh adapters are zero on one side, and so would half of the gradients be
         for name, parameter in module.trained().items():
             if "lora_B" in name:
