@@ -6,11 +6,10 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
-from transformers.masking_utils import sdpa_mask
 
 from efficient_empathy.experts.adapter_linear import adapters_as_one
+from efficient_empathy.experts.attention import attending, register
 
 _NAME = "short_sdpa"
 _SHORT = 160
@@ -52,8 +51,7 @@ def short_attention(
     return (weights @ value).view(rows, heads, new, size).transpose(1, 2), None
 
 
-AttentionInterface.register(_NAME, short_attention)
-AttentionMaskInterface.register(_NAME, sdpa_mask)
+register(_NAME, short_attention)
 
 
 @contextlib.contextmanager
@@ -68,23 +66,11 @@ def faster_on_cpu(model: nn.Module, half: bool) -> Iterator[None]:
         yield
         return
     with (
-        _short(getattr(model, "config", None)),
+        attending(getattr(model, "config", None), _NAME),
         _cast_once(model) if half else contextlib.nullcontext(),
         adapters_as_one(model, torch.bfloat16 if half else torch.float32),
     ):
         yield
-
-
-@contextlib.contextmanager
-def _short(config: Any) -> Iterator[None]:
-    if getattr(config, "_attn_implementation", None) != "sdpa":
-        yield
-        return
-    config._attn_implementation = _NAME
-    try:
-        yield
-    finally:
-        config._attn_implementation = "sdpa"
 
 
 @contextlib.contextmanager

@@ -1,14 +1,13 @@
 """Attention of one new token a row, as decoding needs it, without copying keys and values for each head that shares them."""
 
-import contextlib
-from collections.abc import Iterator
+from contextlib import AbstractContextManager
 from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
-from transformers.masking_utils import sdpa_mask
+
+from efficient_empathy.experts.attention import attending, register
 
 _NAME = "grouped_sdpa"
 
@@ -45,18 +44,9 @@ def grouped_attention(
     return mixed.reshape(rows, 1, heads, size), None
 
 
-AttentionInterface.register(_NAME, grouped_attention)
-AttentionMaskInterface.register(_NAME, sdpa_mask)
+register(_NAME, grouped_attention)
 
 
-@contextlib.contextmanager
-def grouped(config: Any) -> Iterator[None]:
+def grouped(config: Any) -> AbstractContextManager[None]:
     """Let a model with this configuration attend so, if it uses ``sdpa``; others stay as they are."""
-    if getattr(config, "_attn_implementation", None) != "sdpa":
-        yield
-        return
-    config._attn_implementation = _NAME
-    try:
-        yield
-    finally:
-        config._attn_implementation = "sdpa"
+    return attending(config, _NAME)

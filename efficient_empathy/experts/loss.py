@@ -6,8 +6,9 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import Tensor, nn
 
+from efficient_empathy.experts.dropout import without_dropout
 from efficient_empathy.experts.prompt_states import read_prompts, told
-from efficient_empathy.experts.shared_prefix import can_share, common_prefix, read_shared, without_dropout
+from efficient_empathy.experts.shared_prefix import can_share, common_prefix, read_shared
 
 IGNORED = -100
 """Label of a token that is not supervised."""

@@ -1,8 +1,6 @@
 """What all rows of a batch begin with goes through the model once: the instruction is a third of a short dialogue."""
 
-import contextlib
 import inspect
-from collections.abc import Iterator
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -10,6 +8,8 @@ import torch
 from torch import Tensor, nn
 from transformers import DynamicCache
 from transformers.cache_utils import DynamicLayer
+
+from efficient_empathy.experts.dropout import without_dropout
 
 _LEAST = 8
 """Tokens from which on a second pass through the layers pays."""
@@ -77,15 +77,3 @@ def _agrees(decoder: Any, input_ids: Tensor, attention_mask: Tensor, prefix: int
     shared = read_shared(decoder, ids, mask, prefix).float()
     seen = mask[:, prefix:].bool()
     return bool((shared - whole)[seen].norm() <= _TOLERANCE * whole[seen].norm())
-
-
-@contextlib.contextmanager
-def without_dropout(model: nn.Module) -> Iterator[None]:
-    """Have a model in eval mode, and leave each of its modules in the mode that it was in."""
-    modes = {module: module.training for module in model.modules()}
-    model.eval()
-    try:
-        yield
-    finally:
-        for module, training in modes.items():
-            module.training = training
