@@ -13,7 +13,8 @@ from pathlib import Path
 
 import numpy as np
 
-from efficient_empathy.manifest import write_atomic
+from efficient_empathy.errors import EmpathyError
+from efficient_empathy.manifest import pretty_json, write_atomic
 
 ROOT = Path(__file__).resolve().parents[1]
 DATA = ROOT.parent / "shared" / "data"
@@ -118,6 +119,21 @@ def draw_conversations(rows: list[dict], count: int, seed: int) -> tuple[list[di
 def untouched(conversation: str) -> bool:
     """Whether a conversation lies in the half that no recipe was chosen on."""
     return int(hashlib.sha256(conversation.encode()).hexdigest(), 16) % 2 == 1
+
+
+def note_settings(keep: Path, settings: dict, name: str = "settings.json") -> None:
+    """Note in a folder what its runs are made with, or see that it is what is noted there.
+
+    Raises:
+        EmpathyError: the folder was begun with other settings.
+    """
+    path, settings = keep / name, json.loads(json.dumps(settings))
+    keep.mkdir(parents=True, exist_ok=True)
+    if not path.is_file():
+        write_atomic(path, pretty_json(settings))
+    found = json.loads(path.read_text(encoding="utf-8"))
+    if differing := [f"{key} {found.get(key)}" for key in settings if found.get(key) != settings[key]]:
+        raise EmpathyError(f"'{keep}' was begun with {', '.join(differing)}. Give the same options, or another --keep.")
 
 
 def write_result(name: str, result: dict) -> None:

@@ -88,7 +88,9 @@ def main() -> None:
         folder = options.keep or Path(scratch)
         folder.mkdir(parents=True, exist_ok=True)
         name = f"distil-{options.effort}"
-        done = {result["seed"]: result for result in read_result(name).get("seeds", [])}
+        before = read_result(name)
+        # Seeds of another number of labels are another measurement.
+        done = {one["seed"]: one for one in before.get("seeds", []) if before["labels"] == options.labels}
         for seed in map(int, options.seeds.split(",")):
             done[seed] = run_seed(rows, seed, options.effort, options.labels, folder)
             write_result(name, {"labels": options.labels, "seeds": [done[key] for key in sorted(done)]})

@@ -15,12 +15,16 @@ answers    batches of 16 against one by one: the same greedy answers, and answer
 import argparse
 import json
 import shutil
+import sys
 import time
 from pathlib import Path
 
 import numpy as np
-from common import DATA, read_result, read_rows, run_command, write_result
+from common import DATA, note_settings, read_result, read_rows, run_command, write_result
 from judging import EPITOME, epitome_scorer
+
+from efficient_empathy.errors import EmpathyError
+from efficient_empathy.manifest import MANIFEST, sha256_file
 
 POOL = "empathetic_dialogues.valid.jsonl.gz"
 SYSTEMS = {"sensibility": "none", "random": "random"}
@@ -268,7 +272,8 @@ def main() -> None:
     parser.add_argument("--speed-contexts", type=int, default=64)
     parser.add_argument("--parts", default="controls,speed,answers")
     options = parser.parse_args()
-    options.keep.mkdir(parents=True, exist_ok=True)
+    made_of = {name: sha256_file(getattr(options, name) / MANIFEST) for name in ("subsets", "scorer")}
+    note_settings(options.keep, {"steps": options.steps, "contexts": options.contexts, **made_of})
     parts = {"controls": controls, "speed": speed, "answers": answers}
     for part in options.parts.split(","):
         result = read_result("experts")
@@ -277,4 +282,7 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except EmpathyError as error:
+        sys.exit(f"Error: {error}")

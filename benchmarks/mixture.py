@@ -17,6 +17,7 @@ memory   bytes of parameters and buffers as loaded for answering, the mixture's 
 
 import argparse
 import json
+import sys
 import time
 from collections.abc import Iterator
 from contextlib import nullcontext
@@ -24,7 +25,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
-from common import read_result, run_command, write_result
+from common import note_settings, read_result, run_command, write_result
 
 from efficient_empathy.dialogues.types import Example
 from efficient_empathy.errors import EmpathyError
@@ -33,7 +34,7 @@ from efficient_empathy.experts.decoding import Prompt, answer
 from efficient_empathy.experts.decoding_options import DecodingOptions
 from efficient_empathy.experts.models import LanguageModel, LoadOptions, load_language_model
 from efficient_empathy.experts.subsets import choose
-from efficient_empathy.manifest import sha256_bytes
+from efficient_empathy.manifest import MANIFEST, sha256_bytes, sha256_file
 from efficient_empathy.moe.measuring import conversations, paired, row_nll
 from efficient_empathy.moe.seeing import read_routings, report
 from efficient_empathy.moe.showing import router_of
@@ -54,6 +55,10 @@ class Bench:
         self.data = [str(options.subsets / name) for name in SUBSETS]
         self.nll_folder = self.keep / "nll"
         self.nll_folder.mkdir(parents=True, exist_ok=True)
+        names = ("base", "steps", "router_learning_rate", "holdout")
+        self.settings = {name: getattr(options, name) for name in names} | {"base": Path(options.base).name}
+        subsets = sha256_file(options.subsets / MANIFEST)
+        note_settings(self.keep, {**self.settings, "subsets": subsets})
 
     def test_examples(self) -> list[tuple[int, Example]]:
         """Held-out examples with the index of their subset."""
@@ -137,7 +142,8 @@ def nll(bench: Bench) -> dict:
         reports[seed] = gates(bench, seed, rows, places)
         for name, of_rows in found.items():
             values.setdefault(name, []).append(of_rows)
-    stacked = {name: np.stack(seeds, 1) for name, seeds in values.items()}
+    # A system that failed for some seed has no mean that could be compared.
+    stacked = {name: np.stack(seeds, 1) for name, seeds in values.items() if name not in failed}
     groups = conversations(rows, examples)
     tested = {"shares": bench.options.shares, "skipped": bench.options.skip}
     result: dict = {
@@ -173,7 +179,7 @@ def load(bench: Bench, folder: Path | None) -> LanguageModel:
 def measured(bench: Bench, seed: int, system: tuple[str, str, Path | None], rows: Rows) -> np.ndarray:
     """Nats of each row under a system, kept in a file."""
     name, how, folder = system
-    key = sha256_bytes(json.dumps([[row.id for row in rows.rows], bench.options.steps]).encode())[:12]
+    key = sha256_bytes(json.dumps([row.id for row in rows.rows]).encode())[:12]
     of_seed = "" if name == "base" else f"-{seed}"
     path = bench.nll_folder / f"{name.replace(',', '').replace(' ', '-')}{of_seed}-{key}.npy"
     if not path.is_file():
@@ -312,6 +318,8 @@ def main() -> None:
     name = "mixture-small" if options.small else "mixture"
     bench = Bench(options)
     parts = {"nll": nll, "speed": speed, "memory": memory}
+    if unknown := set(options.parts.split(",")) - set(parts):
+        raise EmpathyError(f"--parts: there is no {', '.join(sorted(unknown))}; there are: {', '.join(parts)}.")
     for part in options.parts.split(","):
         found = parts[part](bench)
         key = f"{part}_{options.shares}" if part == "nll" else part
@@ -320,8 +328,11 @@ def main() -> None:
         if options.small:
             path.write_text(json.dumps(found, indent=2) + "\n", encoding="utf-8")
         else:
-            write_result(name, {**read_result(name), "steps": options.steps, key: found})
+            write_result(name, {**read_result(name), key: {**bench.settings, **found}})
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except EmpathyError as error:
+        sys.exit(f"Error: {error}")

@@ -2,7 +2,7 @@
 
     python benchmarks/paper.py --keep work/ [--seeds 0,1,2] [--stages scorer,pool] [--examples 1400] [--contexts 500]
     python benchmarks/paper.py --keep work/ --dry-run       # the plan, with estimated minutes
-    python benchmarks/paper.py --page                       # only writes docs/results.md anew from the JSON
+    python benchmarks/paper.py --page                       # only pools the kept figures and writes docs/results.md anew
     python benchmarks/paper.py --keep work/ --small         # a tiny model and made-up rows: that it runs, no figures
 
 (a) sensibility data against all data, and against random data of the same size; (b) thresholds 4 to 7; (c) the mixture
@@ -20,6 +20,7 @@ runs of the same plan, whose figures are kept in results/paper/: so one seed a d
 import argparse
 import json
 import sys
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 
@@ -104,7 +105,7 @@ def merge(study: Study, before: dict, stored: Path) -> dict:
         before: the result so far, or nothing.
         stored: where each evaluated seed's figures are kept.
     """
-    from claims.pooling import facts, pooled, read_values, seed_values, write_values
+    from claims.pooling import facts, seed_values, write_values
 
     # Of a base that is a folder, the name alone: where it lies says nothing.
     plan = asdict(study.plan) | {name: Path(getattr(study.plan, name)).name for name in ("base", "backbone")}
@@ -114,7 +115,13 @@ def merge(study: Study, before: dict, stored: Path) -> dict:
         if found[seed.number]["evaluated"]:
             write_values(stored / f"seed-{seed.number}.npz", seed_values(seed))
     if before.get("plan") == json.loads(json.dumps(plan)):
-        earlier = {one["seed"]: one for one in before["seeds"] if (stored / f"seed-{one['seed']}.npz").is_file()}
+        asked = {one["contexts_sha256"] for one in found.values() if "contexts_sha256" in one}
+        earlier = {
+            one["seed"]: one
+            for one in before["seeds"]
+            # Resamples are paired: seeds that were asked other contexts cannot be pooled.
+            if (stored / f"seed-{one['seed']}.npz").is_file() and asked <= {one.get("contexts_sha256")}
+        }
         # A seed that is begun anew takes the place of what it was once it is evaluated.
         found |= {number: one for number, one in earlier.items() if not found.get(number, {}).get("evaluated")}
     shared = {name: one for name, one in study.ledger.read().items() if "seconds" in one}
@@ -127,10 +134,17 @@ def merge(study: Study, before: dict, stored: Path) -> dict:
             if seed.number in whole and (path := seed.folder / "evaluation" / "evaluation.json").is_file():
                 evaluation = json.loads(path.read_text(encoding="utf-8"))
                 sizes = {"contexts": evaluation["rows"], "conversations": evaluation["conversations"]}
-        values = [read_values(stored / f"seed-{number}.npz") for number in whole]
-        sizes = {name: sizes[name] for name in ("contexts", "conversations")}
-        result["pooled"] = {"seeds": whole, **sizes, **pooled(values, study.plan.thresholds)}
+        result["pooled"] = together(whole, sizes, study.plan.thresholds, stored)
     return result
+
+
+def together(seeds: list[int], sizes: dict, thresholds: Sequence[float], stored: Path) -> dict:
+    """What evaluated seeds say together, from their kept figures."""
+    from claims.pooling import pooled, read_values
+
+    values = [read_values(stored / f"seed-{number}.npz") for number in seeds]
+    sizes = {name: sizes[name] for name in ("contexts", "conversations")}
+    return {"seeds": seeds, **sizes, **pooled(values, thresholds, sizes["conversations"])}
 
 
 def publish(study: Study) -> None:
@@ -146,7 +160,9 @@ def publish(study: Study) -> None:
     result = merge(study, before, VALUES)
     lost = {one["seed"] for one in before.get("seeds", [])} - {one["seed"] for one in result["seeds"]}
     if lost:
-        print(f"of another plan, or without their figures, and no longer in the results: seeds {sorted(lost)}")
+        print(
+            f"of another plan or other contexts, or without their figures, and no longer in the results: seeds {sorted(lost)}"
+        )
     write_result(NAME, result)
     write_atomic(PAGE, render(result).encode())
 
@@ -167,7 +183,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--tokens-per-second", type=float, default=Speed.tokens, help="for the first estimates")
     parser.add_argument("--answers-per-second", type=float, default=Speed.answers)
     parser.add_argument("--dry-run", action="store_true", help="print the plan with estimated minutes, and stop")
-    parser.add_argument("--page", action="store_true", help="only write docs/results.md anew from the JSON")
+    parser.add_argument("--page", action="store_true", help="only pool the kept figures and write docs/results.md anew")
     parser.add_argument("--small", action="store_true", help="a smoke run on a tiny model and made-up rows")
     options = parser.parse_args()
     if options.keep is None and not options.page:
@@ -180,7 +196,11 @@ def main() -> None:
     if options.page:
         from claims.page import render
 
-        write_atomic(PAGE, render(read_result(NAME)).encode())
+        result = read_result(NAME)
+        if before := result.get("pooled"):
+            result["pooled"] = together(before["seeds"], before, result["plan"]["thresholds"], VALUES)
+            write_result(NAME, result)
+        write_atomic(PAGE, render(result).encode())
         return
     chosen = options.stages.split(",")
     if unknown := set(chosen) - set(STAGES):

@@ -138,7 +138,7 @@ def _differences(claim: str, comparisons: Sequence[dict], figures: dict) -> str:
         seeds = ", ".join(_number(value, True) for value in one["seeds"])
         p, word = "", ""
         if metric.margin is not None:
-            p = f"{one['holm']:.3f}"
+            p = f"{one['holm']:.3f}" if one["holm"] >= 0.0005 else "<0.001"
             word = (size if claim == "b" else finding)(one, metric)
         rows.append((metric.label, metric.kind, *values, _interval(one, 3, True), seeds, p, word))
     header = (

@@ -5,7 +5,7 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
-from common import Cost, read_rows, run_command, run_inside
+from common import Cost, note_settings, read_rows, run_command, run_inside
 from judging import EPITOME
 
 from efficient_empathy.errors import EmpathyError
@@ -42,7 +42,7 @@ class Plan:
     new_tokens: int = 48
     """Longest answer."""
     resamples: int = 4000
-    """Of conversations and seeds, for intervals and p-values."""
+    """Of conversations, for intervals and p-values."""
     tiny: bool = False
     """A smoke run on made-up rows: no figure of it means anything."""
 
@@ -51,16 +51,8 @@ class Plan:
             raise EmpathyError(f"--thresholds must hold {T:g}, which the others are compared with.")
         if min(self.examples, self.contexts, self.labels) < 40:
             raise EmpathyError("--examples, --contexts and --labels must be 40 or more.")
-        least = 20 * comparisons_at_most(len(self.thresholds))
-        if self.resamples < least:
-            raise EmpathyError(
-                f"--resamples must be {least} or more: with fewer no p-value could survive Holm's correction."
-            )
-
-
-def comparisons_at_most(thresholds: int) -> int:
-    """How many comparisons decide, with four deciding figures each: two of claim a, two of c, each other threshold of b."""
-    return 4 * (4 + thresholds - 1)
+        if self.resamples < 200:
+            raise EmpathyError("--resamples must be 200 or more: the spread of fewer is a guess.")
 
 
 @dataclass
@@ -131,15 +123,7 @@ class Study:
         Raises:
             EmpathyError: the folder was begun with another plan.
         """
-        path, plan = self.keep / "plan.json", json.loads(json.dumps(asdict(self.plan)))
-        self.keep.mkdir(parents=True, exist_ok=True)
-        if not path.is_file():
-            write_atomic(path, pretty_json(plan))
-        found = json.loads(path.read_text(encoding="utf-8"))
-        if differing := [f"{name} {found.get(name)}" for name in plan if found.get(name) != plan[name]]:
-            raise EmpathyError(
-                f"'{self.keep}' was begun with {', '.join(differing)}. Give the same options, or another --keep."
-            )
+        note_settings(self.keep, asdict(self.plan), "plan.json")
 
     @property
     def ledger(self) -> Ledger:

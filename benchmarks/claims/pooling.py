@@ -1,21 +1,24 @@
-"""What all seeds say together: each figure on the same resamples of conversations, and resampled seeds on top."""
+"""What all seeds say together: each figure on the same resamples of conversations."""
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 from judging import MECHANISMS
 
 from claims.data import DIMENSIONS, read_jsonl
+from claims.over_seeds import Mean, mean_over_seeds, noise_of_differences, noise_of_one
 from claims.plan import LABELLED, Study, T
 from claims.stages import ALL, BASE, COLD, MAIN, MIXTURE, RANDOM, Seed
+from efficient_empathy.errors import EmpathyError
 from efficient_empathy.experts.answer_folders import Answer, aligned, read_answers
 from efficient_empathy.experts.measures import Measure, mean_measure, ratio, sum_measure
 from efficient_empathy.experts.metrics import Texts, text_measures
 from efficient_empathy.experts.runs import REFERENCE
-from efficient_empathy.experts.statistics import draw, holm, interval, p_value
+from efficient_empathy.experts.statistics import draw, holm
+from efficient_empathy.manifest import sha256_file
 from efficient_empathy.selection import PaperPolicy
 
 
@@ -31,11 +34,6 @@ class Metric:
     """1: more is better; -1: less is; 0: neither."""
     margin: float | None = None
     """A change of less than this is next to nothing; only figures with a margin decide. Set before any run at full size."""
-
-    @property
-    def recentred(self) -> bool:
-        """Counts of distinct things: see ``statistics.interval``."""
-        return self.name.startswith(("dist", "ead"))
 
 
 METRICS = (
@@ -75,9 +73,9 @@ def comparisons_of(thresholds: Sequence[float]) -> list[tuple[str, str, str]]:
 
 
 def seed_values(seed: Seed) -> Values:
-    """The figures of a seed on the resamples that all seeds share; kept in a file once they are computed."""
-    path = seed.folder / "values.npz"
-    if not path.is_file():
+    """The figures of a seed on the resamples that all seeds share; kept in a file until the seed is evaluated anew."""
+    path, rows = seed.folder / "values.npz", seed.folder / "evaluation" / "rows.jsonl"
+    if not path.is_file() or path.stat().st_mtime < rows.stat().st_mtime:
         write_values(path, _computed(seed))
     return read_values(path)
 
@@ -158,59 +156,58 @@ def _likelihood(answers: Sequence[Answer], warm: set[str]) -> list[Measure]:
     return found
 
 
-def over_seeds(arrays: Sequence[np.ndarray], picks: np.ndarray) -> np.ndarray:
-    """Mean over the seeds that each resample holds.
+def pooled(seeds: Sequence[Values], thresholds: Sequence[float], conversations: int) -> dict:
+    """Figures, and differences for each claim, of all seeds together; Holm's correction over what decides.
 
     Args:
-        arrays: one a seed, (1 + R,).
-        picks: which seeds a resample holds, int (1 + R, S); the first row holds each of them once.
+        seeds: each seed's figures on the same resamples.
+        thresholds: of the plan.
+        conversations: how many were resampled.
+
+    Raises:
+        EmpathyError: a seed lacks a figure that decides.
     """
-    stacked = np.stack(arrays)
-    return stacked[picks, np.arange(stacked.shape[1])[:, None]].mean(axis=1)
-
-
-def pick_seeds(count: int, resamples: int) -> np.ndarray:
-    """Seeds drawn with replacement, int (1 + R, S)."""
-    drawn = np.random.default_rng(1).integers(count, size=(1 + resamples, count))
-    drawn[0] = np.arange(count)
-    return drawn
-
-
-def pooled(seeds: Sequence[Values], thresholds: Sequence[float]) -> dict:
-    """Figures, and differences for each claim, of all seeds together; Holm's correction over what decides."""
-    some = next(iter(seeds[0][MAIN].values()))
-    picks = pick_seeds(len(seeds), len(some) - 1)
     figures: dict[str, dict[str, dict]] = {}
     for system in seeds[0]:
         for metric in METRICS:
-            if metric.name in seeds[0][system]:
+            if all(metric.name in seed[system] for seed in seeds):
                 arrays = [seed[system][metric.name] for seed in seeds]
-                figures.setdefault(system, {})[metric.name] = _figure(arrays, picks, metric)
+                noise = noise_of_one(np.array([array[0] for array in arrays]))
+                figures.setdefault(system, {})[metric.name] = _shown(
+                    arrays, mean_over_seeds(arrays, conversations, noise)
+                )
+    pairs = comparisons_of(thresholds)
+    trained = sorted({name for _, *both in pairs for name in both})
     found = []
-    for claim, system, baseline in comparisons_of(thresholds):
-        for metric in METRICS:
-            if any(metric.name not in seed[name] for seed in seeds for name in (system, baseline)):
-                continue
+    for metric in METRICS:
+        if any(metric.name not in seed[name] for seed in seeds for name in trained):
+            if metric in DECIDING:
+                raise EmpathyError(
+                    f"a seed has no '{metric.name}' of some system, which decides a claim: evaluate it anew."
+                )
+            continue
+        noise = noise_of_differences(np.array([[seed[name][metric.name][0] for name in trained] for seed in seeds]))
+        for claim, system, baseline in pairs:
             arrays = [seed[system][metric.name] - seed[baseline][metric.name] for seed in seeds]
-            p = p_value(over_seeds(arrays, picks)) if metric in DECIDING else None
+            mean = mean_over_seeds(arrays, conversations, noise)
             named = {"claim": claim, "system": system, "baseline": baseline, "metric": metric.name}
-            found.append({**named, **_figure(arrays, picks, metric), "p": p})
+            found.append({**named, **_shown(arrays, mean), "p": mean.p if metric in DECIDING else None})
+    found.sort(key=lambda one: pairs.index((one["claim"], one["system"], one["baseline"])))
     tested = [one for one in found if one["p"] is not None]
     for one, corrected in zip(tested, holm([one["p"] for one in tested]), strict=True):
         one["holm"] = corrected
     return {"figures": figures, "comparisons": found, "tests": len(tested)}
 
 
-def _figure(arrays: Sequence[np.ndarray], picks: np.ndarray, metric: Metric) -> dict:
-    return {
-        **asdict(interval(over_seeds(arrays, picks), metric.recentred)),
-        "seeds": [float(array[0]) for array in arrays],
-    }
+def _shown(arrays: Sequence[np.ndarray], mean: Mean) -> dict:
+    return {"value": mean.value, "low": mean.low, "high": mean.high, "seeds": [float(array[0]) for array in arrays]}
 
 
 def facts(seed: Seed) -> dict:
     """What a seed has come to: costs, quality of its scorer, sizes and overlaps of its subsets, its trainings."""
     found: dict = {"seed": seed.number, "costs": {k: v for k, v in seed.ledger.read().items() if "seconds" in v}}
+    if seed.contexts_file.is_file():
+        found["contexts_sha256"] = sha256_file(seed.contexts_file)
     if (seed.folder / "scorer" / "scorer.json").is_file():
         spec = _json(seed.folder / "scorer" / "scorer.json")
         quality = spec["quality"]["systems"]["scorer"]

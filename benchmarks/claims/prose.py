@@ -49,8 +49,8 @@ LIMITS = """
   in no interval; overlap with one reference says little about dialogue. The paper's human ratings are not repeated.
 - **The judge.** The paper's scores come from an LLM; here a small encoder imitates them from a sample, with errors near the
   threshold. Subsets are those of the imitation.
-- **Seeds.** Each seed draws labels, pool and training anew, but a few seeds tell little about how much seeds differ:
-  resampling three of them makes an interval about as wide as their range, and no wider.
+- **Seeds.** Each seed draws labels, pool and training anew, but a few seeds tell little about how much seeds differ. The
+  intervals take it that all trainings vary alike; where one recipe varies more than the others, its intervals are too narrow.
 - **The recipe.** One rate, one rank, one pass for all systems, tuned for none. The paper trained its router on all data, and
   by an error of its script parts of the experts with it; here the router alone is trained, on the two subsets.
 - *Not shown* is not *no difference*: with a few hundred contexts small differences stay unseen.
@@ -69,10 +69,13 @@ repository), `epitome.jsonl.gz` (`id`, `sp_id`, `seeker`, `response` and the thr
 RULES = """
 ## The rules
 
-Intervals are 95 % percentile intervals over resampled conversations and, on top, resampled seeds (with one seed they say
-nothing of how another training would differ); differences are paired, on the same contexts. p-values come from the same
-resamples, corrected by Holm for {over}, which are those of the deciding figures; all other figures stand beside them for
-the reader.
+Intervals are 95 % t intervals of the mean over seeds. Their variance is that over resampled conversations plus that between
+seeds, divided by their number (with one seed they say nothing of how another training would differ). For differences, which
+are paired on the same contexts, the spread between seeds is estimated from all trained systems together, with (seeds − 1) ×
+(systems − 1) degrees of freedom. p-values come from the same distribution, corrected by Holm for {over}, which are those of
+the deciding figures; all other figures stand beside them for the reader. Until one seed had been evaluated, the rule was to
+resample three seeds with replacement; that shows two thirds of their variance and calls too much better or worse, so it was
+replaced.
 
 - **better / worse**: {seeds} seeds or more, the interval excludes 0, and the corrected p is {level} or less. A claim of being
   better *held* against a system if some deciding figure is better and none worse, *did not hold* if some is worse and none

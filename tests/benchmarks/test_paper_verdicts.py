@@ -8,11 +8,13 @@ import pytest
 
 pytest.importorskip("rouge_score", reason="rouge-score is part of the experts extra")
 
+from claims.over_seeds import Noise, mean_over_seeds, noise_of_differences, noise_of_one
 from claims.page import render
-from claims.plan import comparisons_at_most
-from claims.pooling import DECIDING, METRICS, comparisons_of, over_seeds, pick_seeds, pooled
+from claims.pooling import DECIDING, METRICS, comparisons_of, pooled
 from claims.verdicts import finding, robust, size, superior, verdict
 from common import ROOT, read_result
+
+from efficient_empathy.errors import EmpathyError
 
 NATS = next(metric for metric in DECIDING if metric.name == "nats")  # less is better, margin 0.05
 EPITOME = next(metric for metric in DECIDING if metric.name == "epitome/all")  # more is better, margin 0.15
@@ -78,14 +80,45 @@ def test_two_seeds_or_nothing_compared_is_no_verdict():
     assert robust([]).word == "cannot tell"
 
 
-def test_resamples_average_the_seeds_that_they_hold():
-    arrays = [np.array([1.0, 2.0, 3.0]), np.array([3.0, 4.0, 5.0])]
-    # The figure: (1 + 3) / 2; a resample of seed 0 twice: 2; of seed 1 twice: 5.
-    assert over_seeds(arrays, np.array([[0, 1], [0, 0], [1, 1]])).tolist() == [2.0, 2.0, 5.0]
-    picks = pick_seeds(3, 500)
-    assert picks[0].tolist() == [0, 1, 2]
-    assert picks.shape == (501, 3)
-    assert set(picks[1:].ravel()) == {0, 1, 2}
+def test_noise_between_seeds_by_hand():
+    # Differences 1, 2 and 6 of two systems: their variance is 7, with two degrees of freedom.
+    assert noise_of_differences(np.array([[1.0, 0], [2, 0], [6, 0]])) == Noise(pytest.approx(7.0), 2)
+    # What all systems of a seed have in common is no noise of a difference: here only seed 2 of system 2 is off, by 3.
+    shifted = np.array([[0.0, 0, 0], [5, 5, 5], [9, 9, 12]])
+    # What is left: (2/3, 2/3, -4/3) * (1/3, 1/3, -2/3) * 3 / 2; its squares sum to 4, over 4 degrees; twice that.
+    assert noise_of_differences(shifted) == Noise(pytest.approx(2.0), 4)
+    assert noise_of_one(np.array([1.0, 2, 6])) == Noise(pytest.approx(7.0), 2)
+    assert noise_of_differences(np.ones((1, 4))) is None
+    assert noise_of_one(np.ones(1)) is None
+
+
+def test_the_interval_covers_conversations_and_seeds():
+    # Resamples one above and one below each figure: variance 1. Between seeds 7 / 3. Degrees: (10/3)^2 / (1/100 + (7/3)^2 / 2).
+    arrays = [np.array([value, value + 1, value - 1, np.nan]) for value in (1.0, 2, 6)]
+    found = mean_over_seeds(arrays, 101, Noise(7.0, 2))
+    error, t_of_4_07 = (10 / 3) ** 0.5, 2.7586
+    assert found.value == 3.0
+    assert (found.low, found.high) == pytest.approx((3 - t_of_4_07 * error, 3 + t_of_4_07 * error), rel=1e-3)
+    assert found.p == pytest.approx(0.174, abs=2e-3)
+    alone = mean_over_seeds(arrays[:1], 101, None)
+    assert (alone.low, alone.high) == pytest.approx((1 - 1.98397, 1 + 1.98397), rel=1e-4)
+    assert mean_over_seeds([np.zeros(9)], 101, None).p == 1.0
+
+
+@pytest.mark.parametrize("spread", [0.0, 1.0, 4.0])
+def test_without_a_difference_one_interval_in_twenty_misses(spread):
+    rng = np.random.default_rng(0)
+    missed = found = 0
+    for _ in range(600):
+        # Eight systems, three seeds: an error of each system on these contexts, and of each training.
+        values_SK = rng.normal(size=8) + spread * (rng.normal(size=(3, 1)) + rng.normal(size=(3, 8)))
+        resampled = 2**0.5 * rng.normal(size=400)
+        arrays = [np.append(own, own + resampled) for own in values_SK[:, 0] - values_SK[:, 1]]
+        mean = mean_over_seeds(arrays, 400, noise_of_differences(values_SK))
+        missed += not mean.low <= 0 <= mean.high
+        found += mean.p < 0.05 / 28
+    assert 0.03 < missed / 600 < 0.075
+    assert found / 600 < 0.008
 
 
 def values(changes=(), resamples=1000):
@@ -97,7 +130,7 @@ def values(changes=(), resamples=1000):
 
 
 def test_seeds_together_decide_claim_by_claim():
-    ours = pooled([values([("sensibility-T5", "nats", 1.5)])] * 3, THRESHOLDS)
+    ours = pooled([values([("sensibility-T5", "nats", 1.5)])] * 3, THRESHOLDS, 500)
     by_claim = {claim: verdict(claim, ours["comparisons"]) for claim in "abc"}
     # T = 5 is better by 0.5 nats than all, random and every other threshold; the mixture is worse than it.
     assert {claim: one.word for claim, one in by_claim.items()} == {
@@ -106,26 +139,33 @@ def test_seeds_together_decide_claim_by_claim():
         "c": "did not hold",
     }
     first = next(one for one in ours["comparisons"] if (one["baseline"], one["metric"]) == ("all", "nats"))
-    # No resample is as far from the mean as 0.5: p = 1 / 1001. Six tests of 28 have that p, the smallest: 28 / 1001.
-    assert ours["tests"] == 28 == comparisons_at_most(4) == len(comparisons_of(THRESHOLDS)) * len(DECIDING)
-    assert (first["value"], first["low"], first["high"]) == (-0.5, -0.5, -0.5)
-    assert first["p"] == pytest.approx(1 / 1001)
-    assert first["holm"] == pytest.approx(28 / 1001)
+    assert ours["tests"] == 28 == len(comparisons_of(THRESHOLDS)) * len(DECIDING)
+    # Neither seeds nor resamples vary.
+    assert (first["value"], first["low"], first["high"]) == pytest.approx((-0.5, -0.5, -0.5))
+    assert first["p"] == first["holm"] == 0.0
 
 
 def test_seeds_that_disagree_leave_it_open():
     seeds = [values([("sensibility-T5", "nats", nats)]) for nats in (1.5, 1.6, 2.4)]
-    found = pooled(seeds, THRESHOLDS)
+    found = pooled(seeds, THRESHOLDS, 500)
     first = next(one for one in found["comparisons"] if (one["baseline"], one["metric"]) == ("all", "nats"))
-    # Each of 27 draws of three seeds is as likely: 1/27 of all are the third seed thrice, and 1/27 is over 2.5 %.
-    assert (first["low"], first["high"]) == pytest.approx((-0.5, 0.4))
-    assert first["value"] == pytest.approx(-1.5 + 4 / 3)
+    # -0.5, -0.4 and 0.4; every other system is the same in all seeds.
+    assert first["seeds"] == pytest.approx([-0.5, -0.4, 0.4])
+    assert first["value"] == pytest.approx(-0.5 / 3)
+    assert first["low"] < -0.5 / 3 < 0 < first["high"]
     assert verdict("a", found["comparisons"]).word == "cannot tell"
+
+
+def test_a_figure_that_decides_must_be_there():
+    seeds = [values(), values()]
+    del seeds[1]["random"]["nats"]
+    with pytest.raises(EmpathyError, match="'nats'"):
+        pooled(seeds, THRESHOLDS, 500)
 
 
 def test_what_the_choosing_scorer_says_decides_nothing():
     flattered = [("sensibility-T5", "paper/sensibility", 9.0), ("mixture", "paper/sensibility", 9.5)]
-    found = pooled([values(flattered)] * 3, THRESHOLDS)
+    found = pooled([values(flattered)] * 3, THRESHOLDS, 500)
     assert verdict("a", found["comparisons"]).word == "cannot tell"
     assert all("holm" not in one for one in found["comparisons"] if one["metric"].startswith("paper/"))
 
@@ -142,7 +182,7 @@ def result_of(changes=(), seeds=3):
         }
         for number in range(seeds)
     ]
-    together = pooled([values(changes)] * seeds, THRESHOLDS)
+    together = pooled([values(changes)] * seeds, THRESHOLDS, 500)
     found = {"plan": plan, "cores": 2, "shared_costs": {}, "seeds": facts}
     found["pooled"] = {"seeds": list(range(seeds)), "contexts": 500, "conversations": 500, **together}
     return json.loads(json.dumps(found))
@@ -156,7 +196,7 @@ def test_the_page_is_made_of_the_json():
     assert "Verdict: **did not hold**." in b
     assert "Verdict: **did not hold**." in c
     row = "| nats a token of what people answered | independent | 1.500 | 2.000 | −0.500 [−0.500, −0.500] |"
-    assert f"{row} −0.500, −0.500, −0.500 | 0.028 | better |" in a
+    assert f"{row} −0.500, −0.500, −0.500 | <0.001 | better |" in a
     assert "| 0 | 4 | 1500 | 60.0 % | 1400 | 0.875 |" in b
     # 120 s of the scorer and 90 s of an expert, whose first attempt was killed.
     assert "| 0 | 2.0 | 0.0 | 1.5 | 0.0 | 0.0 | 0.0 | 3.5 | 1 |" in page
