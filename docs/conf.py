@@ -36,7 +36,7 @@ _ORDER = {
     "Start": ["start", "sample"],
     "Tasks": [
         *("dialogues", "label", "rubric", "distill", "filter", "tiers", "throughput", "devices", "loaders", "ray"),
-        *("train", "mixture", "generate", "evaluate", "pairwise", "verify", "hub", "doctor"),
+        *("train", "mixture", "generate", "evaluate", "pairwise", "verify", "hub", "doctor", "troubleshooting"),
     ],
     "Concepts": ["concepts/selection", "concepts/scorer-folder"],
     "Results": ["results"],
