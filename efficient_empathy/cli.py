@@ -1,10 +1,11 @@
 """The command line: names each command and where it lives; a command's module is imported when it is called."""
 
+import contextlib
 import importlib
 import logging
 import os
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +37,20 @@ _COMMANDS = {
 }
 
 
+_READER_GONE = 128 + 13
+"""Exit code of what ends by SIGPIPE, as a shell tells it; Python turns the signal into an exception."""
+
+
+@contextlib.contextmanager
+def _ended_by_reader() -> Iterator[None]:
+    """End without a word where the reader of our output went away, as `| head` does; not with 0, for the work may not be done."""
+    try:
+        yield
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(_READER_GONE)
+
+
 class _LazyGroup(click.Group):
     """Shows one line a command without importing it; imports the module of the command that is called."""
 
@@ -52,13 +67,13 @@ class _LazyGroup(click.Group):
             command.params.append(_config_option())
         return command
 
+    def make_context(self, *args: Any, **extra: Any) -> click.Context:  # prints --help and --version
+        with _ended_by_reader():
+            return super().make_context(*args, **extra)
+
     def invoke(self, ctx: click.Context) -> Any:
-        try:
+        with _ended_by_reader():
             return super().invoke(ctx)
-        except BrokenPipeError:
-            # The reader of our output went away, as `| head` does: nothing is wrong.
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-            ctx.exit(0)
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         with formatter.section("Commands"):
@@ -138,7 +153,7 @@ class _Stderr(logging.StreamHandler):
 
 
 def main() -> None:
-    """Run ``ee-cli``: exit 0 done, 1 a check said no, 2 the user can mend it."""
+    """Run ``ee-cli``: exit 0 done, 1 a check said no, 2 the user can mend it, 141 nobody reads the output any more."""
     log = logging.getLogger("efficient_empathy")
     log.setLevel(logging.INFO)
     log.addHandler(_Stderr())  # results alone go to stdout

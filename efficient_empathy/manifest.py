@@ -7,8 +7,8 @@ import importlib.metadata
 import os
 import platform
 import re
+import secrets
 import shutil
-import tempfile
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -60,17 +60,17 @@ def atomic_open(path: Path) -> Iterator[BinaryIO]:
     path = Path(path)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
+        temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
+        opened = open(temporary, "xb")  # noqa: SIM115 - closed below; unlike tempfile's it has the rights that the umask gives
     except OSError as error:
         raise EmpathyError(
             f"cannot write to '{path.parent}': {error.strerror}. Choose another output folder with -o."
         ) from error
     try:
-        with os.fdopen(descriptor, "wb") as file:
+        with opened as file:
             yield file
             file.flush()
             os.fsync(file.fileno())
-        os.chmod(temporary, 0o644)
         os.replace(temporary, path)
     except BaseException:
         with contextlib.suppress(FileNotFoundError):
@@ -104,7 +104,6 @@ def atomic_folder(out: Path) -> Iterator[Path]:
     with _in_use(folder):
         try:
             yield folder
-            folder.chmod(0o755)
             try:
                 os.replace(folder, out)
             except OSError as error:
@@ -149,11 +148,13 @@ def folder_beside(out: Path) -> Path:
     """
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
-        # Eight characters, as mkdtemp draws them: 'scorer' leaves those of 'scorer.v2' alone.
+        # Eight characters, as below: 'scorer' leaves those of 'scorer.v2' alone.
         for left in out.parent.glob(f".{glob.escape(out.name)}.????????{_UNFINISHED}"):
             with contextlib.suppress(OSError), _in_use(left):  # in use, gone already, or not ours
                 shutil.rmtree(left, ignore_errors=True)
-        return Path(tempfile.mkdtemp(dir=out.parent, prefix=f".{out.name}.", suffix=_UNFINISHED))
+        folder = out.parent / f".{out.name}.{secrets.token_hex(4)}{_UNFINISHED}"
+        folder.mkdir()  # tempfile's would be closed to all others, whatever the umask
+        return folder
     except OSError as error:
         raise EmpathyError(
             f"cannot write to '{out.parent}': {error.strerror}. Choose another output folder with -o."

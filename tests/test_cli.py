@@ -119,7 +119,7 @@ def test_exit_code_1_is_a_check_that_said_no(tmp_path):
     assert result.stdout == f"{tmp_path}: 'a' is missing\n"
 
 
-def test_a_reader_that_goes_away_is_no_error(tmp_path):
+def test_a_reader_that_goes_away_ends_the_command_as_sigpipe_would(tmp_path):
     names = {f"{n:05d}-{'x' * 200}": "0" for n in range(5000)}  # a megabyte of lines, more than any pipe holds
     (tmp_path / "manifest.json").write_bytes(orjson.dumps({"kind": "subsets", "files": names}))
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
@@ -128,7 +128,18 @@ def test_a_reader_that_goes_away_is_no_error(tmp_path):
         process.stdout.readline()
         process.stdout.close()
         assert process.stderr.read() == b""
-    assert process.returncode == 0
+    assert process.returncode == 141  # 128 + SIGPIPE; 0 would say that the folder is whole
+
+
+def test_help_that_nobody_reads_ends_the_same_way():
+    reader, writer = os.pipe()
+    os.close(reader)
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    for words in (["--help"], ["verify", "--help"]):
+        command = [sys.executable, "-c", START, *words]
+        result = subprocess.run(command, stdout=writer, stderr=subprocess.PIPE, env=environment, timeout=120)
+        assert (result.returncode, result.stderr) == (141, b"")
+    os.close(writer)
 
 
 def test_options_come_from_the_file_and_flags_win(tmp_path, scorer_folder, rows):

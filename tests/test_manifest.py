@@ -55,7 +55,21 @@ def test_a_write_that_fails_leaves_the_old_file_and_nothing_else(tmp_path):
     assert [p.name for p in path.parent.iterdir()] == ["file"]
     write_atomic(path, b"new")
     assert path.read_bytes() == b"new"
-    assert path.stat().st_mode & 0o777 == 0o644
+
+
+@pytest.mark.parametrize(
+    ("umask", "of_file", "of_folder"), [(0o022, 0o644, 0o755), (0o027, 0o640, 0o750), (0o002, 0o664, 0o775)]
+)
+def test_what_is_written_has_the_rights_that_the_umask_leaves(tmp_path, umask, of_file, of_folder):
+    before = os.umask(umask)
+    try:
+        write_atomic(tmp_path / "file", b"x")
+        with atomic_folder(tmp_path / "folder") as folder:
+            write_atomic(folder / "file", b"x")
+    finally:
+        os.umask(before)
+    written = {path.relative_to(tmp_path).as_posix(): path.stat().st_mode & 0o777 for path in tmp_path.rglob("*")}
+    assert written == {"file": of_file, "folder": of_folder, "folder/file": of_file}
 
 
 def test_a_folder_that_cannot_be_written_to_is_named(tmp_path):

@@ -13,6 +13,7 @@ import orjson
 
 from efficient_empathy.audit.files import Folder
 from efficient_empathy.audit.rows import read_rows
+from efficient_empathy.dialogues.formats import GROUP_KEYS
 from efficient_empathy.errors import EmpathyError
 
 _REJECTED = "rejected"
@@ -67,7 +68,7 @@ def _in_file(root: Path, file: str, name: str) -> Iterator[Found]:
         return
     for line, row in read_rows(root / file, name):
         example = str(row.get("ee_id"))
-        if name in (example, str(row.get("id"))) or example.startswith(f"{name}_turn:"):
+        if name == example or name in _names(row) or example.startswith(f"{name}_turn:"):
             yield Found(file, line, row)
 
 
@@ -81,7 +82,12 @@ def _is_rejected_row(row: Mapping[str, Any], name: str) -> bool:
         raw = orjson.loads(row["raw"])
     except orjson.JSONDecodeError:
         return f'"{name}"' in row["raw"]  # broken JSON may still show its id
-    return isinstance(raw, dict) and any(str(raw.get(key)) == name for key in ("id", "conversation_id", "conv_id"))
+    return isinstance(raw, dict) and name in _names(raw)
+
+
+def _names(row: Mapping[str, Any]) -> set[str]:
+    """Its own id and that of its conversation, which a pair has beside it."""
+    return {str(row[key]) for key in ("id", *GROUP_KEYS) if row.get(key) is not None}
 
 
 def _near(folder: Folder, name: str) -> list[str]:

@@ -6,6 +6,7 @@ from typing import Any
 
 import orjson
 
+from efficient_empathy.dialogues.formats import GROUP_KEYS
 from efficient_empathy.errors import EmpathyError
 
 
@@ -63,7 +64,7 @@ def _parquet_rows(path: Path, containing: str | None) -> Iterator[tuple[int, dic
         file = pq.ParquetFile(path)
         number = 0
         for batch in file.iter_batches(batch_size=1000):
-            ids = [batch.column(name) for name in ("ee_id", "id") if name in batch.schema.names]
+            ids = [batch.column(name) for name in ("ee_id", "id", *GROUP_KEYS) if name in batch.schema.names]
             for index in range(len(batch)):
                 number += 1
                 if containing is None or any(containing in str(column[index].as_py()) for column in ids):

@@ -4,27 +4,19 @@ import contextlib
 import glob
 import os
 import posixpath
-import re
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, BinaryIO, cast
 
 import orjson
 
+from efficient_empathy.dialogues.folders import RECORD, data_names, is_data, label_files, listed, warn_once
+from efficient_empathy.dialogues.paths import KNOWN, container_of, is_url, scrubbed, shown_path
+from efficient_empathy.dialogues.paths import base_name as base_name  # where experts and distill look for it
 from efficient_empathy.errors import EmpathyError
-from efficient_empathy.manifest import sha256_bytes
 
-_LINES, _COMPRESSED = (".jsonl", ".ndjson"), {"": "", ".gz": "gz", ".zst": "zst"}
-_CONTAINERS = {
-    **{suffix + end: ("lines", packed) for suffix in _LINES for end, packed in _COMPRESSED.items()},
-    **{suffix + end: ("csv", packed) for suffix in (".csv", ".tsv") for end, packed in _COMPRESSED.items()},
-    **{".json" + end: ("json", packed) for end, packed in _COMPRESSED.items()},
-    ".parquet": ("parquet", ""),
-    ".arrow": ("arrow", ""),
-}
-KNOWN = ".jsonl, .ndjson, .json, .csv, .tsv (each also with .gz or .zst), .parquet, .arrow"
-_RECORD = ".manifest.json"
-"""How the name of the manifest beside a label file ends."""
-_NOT_DATA = {"manifest.json", "run.json", "state.json", "dataset_info.json", "dataset_infos.json", "dataset_dict.json"}
+_MISSING = (FileNotFoundError, NotADirectoryError)
+_GONE = (404, 410)
+"""HTTP's answers for what is not there."""
 _PACKAGES = {
     "hf": "huggingface_hub",
     "s3": "s3fs",
@@ -34,33 +26,6 @@ _PACKAGES = {
     "https": "aiohttp",
     "abfs": "adlfs",
 }
-
-
-def is_url(path: str) -> bool:
-    """Whether a path goes through fsspec."""
-    return "://" in path
-
-
-def base_name(path: str) -> str:
-    """A file's name without its folder; of a URL without its query."""
-    return posixpath.basename(path.split("?")[0]) if is_url(path) else os.path.basename(path)
-
-
-def shown_path(path: str) -> str:
-    """A path as it may be passed on: a URL without user, password and query, where keys are sometimes put."""
-    return re.sub(r"://[^/@]*@", "://", path.split("?")[0]) if is_url(path) else path
-
-
-def kept_name(path: str) -> str:
-    """A path as it may be kept in a file: as shown, where URLs that only differ in what is left out stay apart by a hash."""
-    shown = shown_path(path)
-    return shown if shown == path else f"{shown}#{sha256_bytes(path.encode())[:12]}"
-
-
-def container_of(path: str) -> tuple[str, str] | None:
-    """What a name says: ``lines``, ``json``, ``csv``, ``parquet`` or ``arrow``; and ``gz``, ``zst`` or ``""``."""
-    name = base_name(path).lower()
-    return next((kind for suffix, kind in _CONTAINERS.items() if name.endswith(suffix)), None)
 
 
 def find_files(inputs: Sequence[str]) -> list[str]:
@@ -95,7 +60,7 @@ def file_size(path: str) -> int | None:
     """
     if not is_url(path):
         return os.path.getsize(path) if os.path.isfile(path) else None
-    with _named(path):
+    with reading(path):
         import fsspec
 
         system, inner = fsspec.core.url_to_fs(path)
@@ -110,7 +75,7 @@ def open_file(path: str) -> Iterator[BinaryIO]:
         EmpathyError: it is not there, may not be read, or its file system's package is not installed.
     """
     with contextlib.ExitStack() as stack:
-        with _named(path):
+        with reading(path):
             if is_url(path):
                 import fsspec
 
@@ -121,27 +86,50 @@ def open_file(path: str) -> Iterator[BinaryIO]:
 
 
 @contextlib.contextmanager
-def _named(path: str) -> Iterator[None]:
-    """Turn what a file system raises into one sentence about this path."""
+def reading(path: str) -> Iterator[None]:
+    """Turn what a file system raises into one sentence about this path; without keys, where it is a URL.
+
+    Raises:
+        EmpathyError: the block failed.
+    """
     shown = shown_path(path)
     try:
         yield
-    except (FileNotFoundError, NotADirectoryError):
-        hint = (
-            f" For a data set of the Hub write hf://datasets/{path}."
-            if path.count("/") == 1 and not is_url(path)
-            else ""
-        )
-        raise EmpathyError(f"there is no file or folder '{shown}'; check the name.{hint}") from None
+    except EmpathyError:
+        raise
     except ImportError as error:
         package = _PACKAGES.get(path.split("://")[0])
         advice = f" Install it with: pip install {package}" if package else ""
         raise EmpathyError(f"'{shown}' needs a package that is not installed: {error}.{advice}") from error
-    except (OSError, ValueError, RuntimeError) as error:
-        reason = getattr(error, "strerror", None) or error
+    except Exception as error:
+        if _is_missing(error):
+            is_name = path.count("/") == 1 and not is_url(path)
+            hint = f" For a data set of the Hub write hf://datasets/{path}." if is_name else ""
+            raise EmpathyError(f"there is no file or folder '{shown}'; check the name.{hint}") from None
+        # Each file system's package has errors of its own.
+        if not isinstance(error, OSError | ValueError | RuntimeError) and not is_url(path):
+            raise
+        said = scrubbed(_reason(_met(error)), path)
         raise EmpathyError(
-            f"cannot read '{shown}': {reason}. Check the name, the access rights and the connection."
+            f"cannot read '{shown}': {said}. Check the name, the access rights and the connection."
         ) from error
+
+
+def _met(error: Exception) -> Exception:
+    """What a file system met; some say that a file is not there, too, where access was refused or nobody could be reached."""
+    while isinstance(error, _MISSING) and isinstance(error.__cause__, Exception):
+        error = error.__cause__
+    return error
+
+
+def _is_missing(error: Exception) -> bool:
+    met = _met(error)
+    status = getattr(met, "status", None) or getattr(getattr(met, "response", None), "status_code", None)
+    return status in _GONE or (isinstance(error, _MISSING) and isinstance(met, (*_MISSING, LookupError)))
+
+
+def _reason(error: Exception) -> str:
+    return str(getattr(error, "strerror", None) or error).rstrip(".") or type(error).__name__
 
 
 def _expand(text: str) -> list[str]:
@@ -152,7 +140,7 @@ def _expand(text: str) -> list[str]:
     if os.path.exists(text):
         return [_known(text)]
     if not glob.has_magic(text):
-        with _named(text):
+        with reading(text):
             raise FileNotFoundError
     matches = [path for path in glob.glob(text, recursive=True) if os.path.isfile(path)]
     return _of_glob(text, matches)
@@ -161,15 +149,13 @@ def _expand(text: str) -> list[str]:
 def _expand_url(url: str) -> list[str]:
     if "::" in url or url.startswith(("http://", "https://")):
         return [_known(url)]  # chained and web addresses name one file
-    with _named(url):
+    with reading(url):
         import fsspec
 
         system, path = fsspec.core.url_to_fs(url)
         if glob.has_magic(path):
             return _of_glob(url, [system.unstrip_protocol(name) for name in system.glob(path)])
-        if not system.exists(path):
-            raise FileNotFoundError
-        if not system.isdir(path):
+        if system.info(path).get("type") != "directory":  # `exists` takes a refusal for a file that is not there
             return [_known(url)]
         root = path.rstrip("/") + "/"
         names = [name.removeprefix(root) for name in system.find(path)]
@@ -183,68 +169,31 @@ def _known(path: str) -> str:
 
 
 def _of_glob(pattern: str, matches: Iterable[str]) -> list[str]:
-    matches = list(matches)
+    matches, shown = list(matches), shown_path(pattern)
     if not matches:
-        raise EmpathyError(f"'{pattern}' matches no file; check the pattern.")
-    beside = (posixpath.splitext(path)[0] + _RECORD for path in matches if not is_url(path))
-    labels = _label_files({*matches, *filter(os.path.isfile, beside)}, _read_json)
-    known = [path for path in matches if container_of(path) and base_name(path) not in _NOT_DATA and path not in labels]
+        raise EmpathyError(f"'{shown}' matches no file; check the pattern.")
+    beside = (posixpath.splitext(path)[0] + RECORD for path in matches if not is_url(path))
+    labels = label_files({*matches, *filter(os.path.isfile, beside)}, _read_json)
+    known = [path for path in matches if is_data(path) and path not in labels]
     if not known:
         raise EmpathyError(
-            f"'{pattern}' matches {len(matches)} files, none of a known container; names must end in one of: {KNOWN}."
+            f"'{shown}' matches {len(matches)} files, none of a known container; names must end in one of: {KNOWN}."
         )
     return known
 
 
 def _of_folder(folder: str, names: Iterable[str]) -> list[str]:
     """The data files among a folder's files; names are relative to the folder, with ``/`` between parts."""
-    seen = []
-    for name in names:
-        *folders, last = name.split("/")
-        if not any(part.startswith(".") or part == "rejected" for part in folders) and not last.startswith("."):
-            seen.append(name)
-    listed = _saved_datasets(seen, lambda name: _read_json(f"{folder}/{name}"))
-    labels = _label_files(seen, lambda name: _read_json(f"{folder}/{name}"))
-    keep = []
-    for name in seen:
-        parent, last = posixpath.split(name)
-        if name in labels:
-            continue
-        if last not in _NOT_DATA and container_of(name) and (parent not in listed or last in listed[parent]):
-            keep.append(f"{folder.rstrip('/')}/{name}")
-    if not keep:
+    found = data_names(folder, names, lambda name: _read_json(f"{folder}/{name}"))
+    if not found:
         raise EmpathyError(
-            f"the folder '{folder}' holds no file of a known container; names must end in one of: {KNOWN}."
+            f"the folder '{shown_path(folder)}' holds no file of a known container; names must end in one of: {KNOWN}."
         )
-    return keep
-
-
-def _saved_datasets(names: Iterable[str], read: Callable[[str], Any]) -> dict[str, set[str]]:
-    """For each folder that ``datasets`` saved, the files that are its data: it may leave cached files beside them."""
-    listed = {}
-    for name in names:
-        parent, last = posixpath.split(name)
-        if (
-            last == "state.json"
-            and isinstance(state := read(name), dict)
-            and isinstance(state.get("_data_files"), list)
-        ):
-            listed[parent] = {str(item.get("filename")) for item in state["_data_files"] if isinstance(item, dict)}
-    return listed
-
-
-def _label_files(names: Iterable[str], read: Callable[[str], Any]) -> set[str]:
-    """Label files that ``label`` wrote among the dialogues, and their manifests: neither are dialogues."""
-    found = set()
-    for name in names:
-        if name.endswith(_RECORD) and isinstance(record := read(name), dict) and record.get("kind") == "labels":
-            labelled = record["files"] if isinstance(record.get("files"), dict) else {}
-            found |= {name, *(posixpath.join(posixpath.dirname(name), file) for file in labelled)}
-    return found
+    return [f"{folder.rstrip('/')}/{name}" for name in found]
 
 
 def _read_json(path: str) -> Any:
-    with open_file(path) as file:
+    with reading(path), open_file(path) as file:
         try:
             return orjson.loads(file.read())
         except orjson.JSONDecodeError:
@@ -252,12 +201,19 @@ def _read_json(path: str) -> Any:
 
 
 def _local_names(folder: str) -> Iterator[str]:
-    for parent, _, names in os.walk(folder, onerror=_refuse, followlinks=False):
-        relative = os.path.relpath(parent, folder).replace(os.sep, "/")
-        yield from (name if relative == "." else f"{relative}/{name}" for name in names)
+    links = []
+    for parent, folders, names in os.walk(folder, onerror=_refuse, followlinks=False):
+        inside = "" if (relative := os.path.relpath(parent, folder)) == "." else relative.replace(os.sep, "/") + "/"
+        yield from (inside + name for name in names)
+        links += [inside + name for name in folders if os.path.islink(os.path.join(parent, name))]
+    shown = [name for name in links if not any(part.startswith(".") for part in name.split("/"))]
+    if shown:
+        warn_once(
+            f"'{folder}': links to folders are not followed: {listed(shown)}. Name such a folder itself to read it."
+        )
 
 
 def _refuse(error: OSError) -> None:
     """A folder that cannot be listed must not be passed over: its rows would be missing without a word."""
-    with _named(str(error.filename)):
+    with reading(str(error.filename)):
         raise error

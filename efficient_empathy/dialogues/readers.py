@@ -8,8 +8,9 @@ import orjson
 
 from efficient_empathy.dialogues.blocks import CutLine, DamagedFileError, read_range, split_lines, unpack, without_bom
 from efficient_empathy.dialogues.examples import ExampleMode
-from efficient_empathy.dialogues.files import base_name, container_of, is_url, open_file, shown_path
+from efficient_empathy.dialogues.files import open_file
 from efficient_empathy.dialogues.formats import RowError, parse_row
+from efficient_empathy.dialogues.paths import base_name, container_of, is_url, row_names, scrubbed, shown_path
 from efficient_empathy.dialogues.records import Record, Reject, Row, check_dialogue, row_examples, row_json
 from efficient_empathy.dialogues.sheets import Found, read_sheet
 from efficient_empathy.dialogues.tables import read_batches, read_row_groups
@@ -31,7 +32,7 @@ def read_unit(unit: Unit, answered: bool = True) -> Iterator[Record | Reject]:
     Raises:
         EmpathyError: the file is gone or cannot be read, or a table is damaged.
     """
-    path, name = unit.path, _row_name(unit.path)
+    path, name = unit.path, _row_name(unit)
 
     def record(found: Row) -> Record:
         line, row, raw = found
@@ -53,7 +54,7 @@ def read_examples(unit: Unit, mode: ExampleMode = "every-turn") -> Iterator[tupl
     Raises:
         EmpathyError: the file is gone or cannot be read, or a table is damaged.
     """
-    name = _row_name(unit.path)
+    name = _row_name(unit)
     return _made(unit, lambda found: (found, row_examples(found[1], f"{name}:{found[0]}", mode)))
 
 
@@ -77,7 +78,7 @@ def _made(unit: Unit, make: Callable[[Row], _Made]) -> Iterator[_Made | Reject]:
         # What a lost connection raises is no OSError in every file system's package.
         if not isinstance(error, OSError) and not is_url(unit.path):
             raise
-        said = str(error).replace(unit.path, shown_path(unit.path))
+        said = scrubbed(str(error) or type(error).__name__, unit.path)
         raise EmpathyError(
             f"reading '{shown_path(unit.path)}' failed: {said}. Run the same command again to go on."
         ) from error
@@ -117,15 +118,14 @@ def _records(units: Iterable[Unit], on_reject: Callable[[Reject], None] | None, 
             if isinstance(found, Record):
                 yield found
             elif on_reject is None:
-                raise EmpathyError(f"'{found.path}', line {found.line}: {found.reason}: {found.detail}.")
+                raise EmpathyError(f"'{shown_path(found.path)}', line {found.line}: {found.reason}: {found.detail}.")
             else:
                 on_reject(found)
 
 
-def _row_name(path: str) -> str:
-    """What rows without an id are called by; the files of saved data sets are told apart by their folder, the split."""
-    name = base_name(path)
-    return "/".join(path.split("/")[-2:]) if name.lower().endswith(".arrow") else name
+def _row_name(unit: Unit) -> str:
+    """What rows without an id are called by; a unit that was not planned knows of no other inputs."""
+    return unit.name or row_names([unit.path])[0]
 
 
 def _text(raw: bytes) -> str:
@@ -194,7 +194,7 @@ def _json_list(path: str, blocks: Iterable[bytes], first: int) -> Iterator[Found
             size += len(block)
             if size > _MAX_LIST_BYTES:
                 raise EmpathyError(
-                    f"'{path}' is a JSON list of over 512 MiB, which would be held whole; write it as JSONL."
+                    f"'{shown_path(path)}' is a JSON list of over 512 MiB, which would be held whole; write it as JSONL."
                 )
         rows = orjson.loads(b"".join(held))
     except DamagedFileError as error:

@@ -5,7 +5,9 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
-from efficient_empathy.dialogues.blocks import MAX_LINE_BYTES, CutLine, DamagedFileError
+from efficient_empathy.dialogues.blocks import DamagedFileError
+from efficient_empathy.dialogues.csv_records import CsvReader
+from efficient_empathy.dialogues.paths import shown_path
 from efficient_empathy.dialogues.records import Reject, Row
 from efficient_empathy.errors import EmpathyError
 
@@ -27,37 +29,24 @@ def read_sheet(path: str, lines: Iterable[bytes], delimiter: str) -> Iterator[Fo
     Raises:
         EmpathyError: the header cannot be read, or names a column twice.
     """
-    texts = _texts(lines)
-    # The csv module's own limit, 131,072 characters a cell, is less than a long conversation.
-    csv.field_size_limit(max(csv.field_size_limit(), MAX_LINE_BYTES))
-    reader = csv.reader(texts, delimiter=delimiter)
-    try:
-        header = next(reader, None)
-    except csv.Error as error:
-        header, fault = [], str(error)
-    else:
-        fault = "it is not UTF-8" if header and not _is_utf8("".join(header)) else ""
+    reader, shown = CsvReader(lines, delimiter), shown_path(path)
+    head = reader.read()
+    if head is None:
+        return
+    header = head.cells
+    fault = head.fault or ("" if _is_utf8(head.raw) else "it is not UTF-8")
     if fault:
         raise EmpathyError(
-            f"'{path}' has a first line that cannot be read: {fault}. Save it as UTF-8 text whose lines end with a line feed."
+            f"'{shown}' has a first line that cannot be read: {fault}. Save it as UTF-8 text whose lines end with a line feed."
         )
-    if header is None:
-        return
     if len(set(header)) < len(header):
         raise EmpathyError(
-            f"'{path}' must name each column differently in its first line; found: {', '.join(header)[:200]}."
+            f"'{shown}' must name each column differently in its first line; found: {', '.join(header)[:200]}."
         )
     if set(header) >= _UTTERANCE_COLUMNS:
-        yield from _utterance_rows(path, texts, header, reader.line_num + 1, delimiter)
+        yield from _utterance_rows(path, reader, header, delimiter)
     else:
         yield from _plain_rows(path, reader, header)
-
-
-def _texts(lines: Iterable[bytes]) -> Iterator[str]:
-    for line in lines:
-        # A byte that is not UTF-8 becomes a surrogate, which no valid text holds: its row is found and rejected alone.
-        # A line that was cut gets one, too.
-        yield (line + b"\xff" if isinstance(line, CutLine) else line).decode("utf-8", "surrogateescape") + "\n"
 
 
 def _shown(text: str) -> str:
@@ -72,27 +61,20 @@ def _is_utf8(text: str) -> bool:
     return True
 
 
-def _plain_rows(path: str, reader: Any, header: list[str]) -> Iterator[Found]:
-    while True:
-        first = reader.line_num + 1
-        try:
-            cells = next(reader)
-        except StopIteration:
-            return
-        except csv.Error as error:
-            yield Reject(path, first, "bad-csv-row", f"lines {first} to {reader.line_num}: {error}", "")
+def _plain_rows(path: str, reader: CsvReader, header: list[str]) -> Iterator[Found]:
+    while (record := reader.read(len(header))) is not None:
+        first, cells = record.first, record.cells
+        if not record.fault and (not cells or cells == [""]):
             continue
-        if not cells or cells == [""]:
-            continue
-        if not _is_utf8("".join(cells)):
+        if not _is_utf8(record.raw):
             yield Reject(
-                path, first, "invalid-utf8", "a cell is not UTF-8, or its line is over 64 MiB", _shown(",".join(cells))
+                path, first, "invalid-utf8", "a cell is not UTF-8, or its line is over 64 MiB", _shown(record.raw)
             )
+        elif record.fault:
+            yield Reject(path, first, "bad-csv-row", record.fault, record.raw)
         elif len(cells) != len(header):
-            detail = (
-                f"{len(cells)} cells in lines {first} to {reader.line_num}, {len(header)} expected; is a quote open?"
-            )
-            yield Reject(path, first, "bad-csv-row", detail, ",".join(cells))
+            detail = f"{len(cells)} cells in lines {first} to {record.last}, {len(header)} expected; is a quote open?"
+            yield Reject(path, first, "bad-csv-row", detail, record.raw)
         else:
             yield first, dict(zip(header, cells, strict=True)), None
 
@@ -112,10 +94,10 @@ class _Conversation:
     """Reason and detail of the first line that could not be read: the conversation is then rejected whole."""
 
 
-def _utterance_rows(path: str, texts: Iterator[str], header: list[str], first: int, delimiter: str) -> Iterator[Found]:
+def _utterance_rows(path: str, reader: CsvReader, header: list[str], delimiter: str) -> Iterator[Found]:
     current: _Conversation | None = None
     try:
-        for number, text in enumerate(texts, first):
+        for number, text in reader.lines():
             line = text.strip("\r\n")
             if not line.strip():
                 continue

@@ -5,7 +5,8 @@ from collections.abc import Iterator
 from typing import Any
 
 from efficient_empathy.dialogues.blocks import DamagedFileError
-from efficient_empathy.dialogues.files import is_url, open_file, shown_path
+from efficient_empathy.dialogues.files import open_file
+from efficient_empathy.dialogues.paths import is_url, shown_path
 from efficient_empathy.errors import EmpathyError
 
 _BATCH_ROWS = 1024

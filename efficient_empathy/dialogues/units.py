@@ -8,7 +8,8 @@ from typing import Literal
 import orjson
 
 from efficient_empathy.dialogues.blocks import DamagedFileError, unpack
-from efficient_empathy.dialogues.files import KNOWN, container_of, find_files, is_url, open_file, shown_path
+from efficient_empathy.dialogues.files import find_files, open_file, reading
+from efficient_empathy.dialogues.paths import KNOWN, container_of, is_url, row_names, shown_path
 from efficient_empathy.dialogues.tables import plan_batches, plan_row_groups
 from efficient_empathy.errors import EmpathyError
 
@@ -34,6 +35,8 @@ class Unit:
     """Where the next unit starts."""
     line: int = 1
     """Number of the first line or row, from 1."""
+    name: str = ""
+    """What rows without an id are called by, before their line; told apart from the other inputs of the run."""
 
 
 def plan_units(inputs: Sequence[str], unit_bytes: int | None = _LARGEST_UNIT) -> list[Unit]:
@@ -51,7 +54,10 @@ def plan_units(inputs: Sequence[str], unit_bytes: int | None = _LARGEST_UNIT) ->
         raise EmpathyError(f"unit_bytes must be at least 1, not {unit_bytes}.")
     paths = find_files(inputs)
     size = _shared_out(paths) if unit_bytes is None else unit_bytes
-    units = [unit for path in paths for unit in _units_of(path, size)]
+    units: list[Unit] = []
+    for path, name in zip(paths, row_names(paths), strict=True):
+        with reading(path):
+            units += (replace(unit, name=name) for unit in _units_of(path, size))
     if not units:
         names = ", ".join(f"'{shown_path(path)}'" for path in paths[:3]) + (
             f" and {len(paths) - 3} more" if len(paths) > 3 else ""

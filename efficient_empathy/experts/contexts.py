@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import Literal, get_args
 
 from efficient_empathy.dialogues import Record, Reject, RowError, read_records, record_examples
+from efficient_empathy.dialogues.paths import shown_path
 from efficient_empathy.dialogues.records import FIELD_PREFIX
 from efficient_empathy.dialogues.types import Example
 from efficient_empathy.distill.choosing import choose_examples
@@ -65,7 +66,7 @@ def read_contexts(
         nonlocal rejected
         rejected += 1
         if on_reject is None:
-            raise EmpathyError(f"'{reject.path}', line {reject.line}: {reject.reason}: {reject.detail}.")
+            raise EmpathyError(f"'{shown_path(reject.path)}', line {reject.line}: {reject.reason}: {reject.detail}.")
         on_reject(reject)
 
     contexts: list[Context] = []
@@ -77,7 +78,7 @@ def read_contexts(
         contexts = sorted((one for one in drawn if isinstance(one, Context)), key=lambda context: context.place)
     if not contexts:
         bad = f"; {rejected} rows could not be read" if rejected else ""
-        raise EmpathyError(f"there is nothing to answer in {', '.join(inputs)}{bad}.")
+        raise EmpathyError(f"there is nothing to answer in {', '.join(map(shown_path, inputs))}{bad}.")
     _check_ids(contexts)
     return contexts
 

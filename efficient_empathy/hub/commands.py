@@ -14,7 +14,7 @@ from efficient_empathy.output_path import OutputPath
 @click.command("push")
 @click.argument("folder", type=click.Path(path_type=Path))
 @click.argument("repo", metavar="OWNER/NAME")
-@click.option("--private", is_flag=True, help="If the repository is made now: only its owner sees it.")
+@click.option("--private", is_flag=True, help="Only its owner sees the repository; one that is public is refused.")
 @click.option("--revision", metavar="BRANCH", help="Branch to push to; made if it is not there.  [default: main]")
 @click.option("--dry-run", is_flag=True, help="Check the folder, print what would be pushed, and stop.")
 @click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")

@@ -61,11 +61,12 @@ def push(folder: Path, repo: str, private: bool = False, revision: str | None = 
     Args:
         folder: what to push.
         repo: ``owner/name``; it is made where it is not there.
-        private: for a repository that is made: only its owner sees it.
+        private: only its owner sees it; one that is there already must be so.
         revision: the branch, made where it is not there; None for ``main``.
 
     Raises:
-        EmpathyError: as ``plan_push``; the Hub refuses, or cannot be reached.
+        EmpathyError: as ``plan_push``; the repository is public where a private one was asked for; the Hub refuses, or cannot be
+            reached.
     """
     plan = plan_push(folder, repo, revision)
     if is_offline():
@@ -74,6 +75,11 @@ def push(folder: Path, repo: str, private: bool = False, revision: str | None = 
     api = client.HfApi(library_name="efficient-empathy")
     with saying(f"push to '{repo}'"):
         api.create_repo(repo, private=private, exist_ok=True)
+        if private and not api.repo_info(repo).private:  # one that is there stays as it is
+            raise EmpathyError(
+                f"'{repo}' is there already and is public, but --private was asked for: nothing was pushed. Make it private in its "
+                "settings on the Hub, choose another name, or push without --private."
+            )
         if plan.revision != _MAIN:
             api.create_branch(repo, branch=plan.revision, exist_ok=True)
         operations: list[Any] = [client.CommitOperationAdd(name, str(Path(folder) / name)) for name in plan.files]

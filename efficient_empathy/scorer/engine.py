@@ -23,7 +23,7 @@ from efficient_empathy.scorer.rating import rate_unit
 from efficient_empathy.scorer.results import UnitResult, add_up, most_common_reject, progress_counts, read_result
 from efficient_empathy.scorer.workers import WorkerPlan, plan_workers, rate_in_processes
 
-_ENGINE = 2
+_ENGINE = 3
 """Raised when the same job would give other bytes, so that old and new units are never mixed."""
 _ROWS_BEFORE_JUDGING = 100
 _WHEREABOUTS = ("folder", "origin")

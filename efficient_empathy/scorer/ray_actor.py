@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from efficient_empathy.dialogues import Unit
-from efficient_empathy.dialogues.files import is_url, open_file
+from efficient_empathy.dialogues.files import open_file, reading
+from efficient_empathy.dialogues.paths import is_url
 from efficient_empathy.errors import EmpathyError
 from efficient_empathy.manifest import versions
 from efficient_empathy.scorer import runfolder
@@ -104,7 +105,7 @@ class UnitRater:
                     "that every node sees, from the root on."
                 ) from None
         self._check_out()
-        with open_file(task.first_input) as file:
+        with reading(task.first_input), open_file(task.first_input) as file:
             file.read(1)
         # The tokenizer's own threads would compete with the neighbours'; it reads this when it is first used.
         os.environ["RAYON_NUM_THREADS"] = str(task.threads)

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 from efficient_empathy.dialogues import Unit
+from efficient_empathy.dialogues.paths import shown_path
 from efficient_empathy.errors import EmpathyError
 from efficient_empathy.manifest import versions
 from efficient_empathy.scorer.job import VERSIONED
@@ -162,9 +163,9 @@ class Pool:
             self._on_chunk({subset: -count for subset, count in self._told.pop(unit.index, Counter()).items()})
             if self._losses[unit.index] > self._options.retries:
                 raise EmpathyError(
-                    f"{self._losses[unit.index]} actors were lost one after the other while they rated '{unit.path}' from "
-                    f"row {unit.line} on, the last on node '{rater.host}': {cause}. What was finished is kept: run the same "
-                    "command again to go on, with fewer --workers if memory is short."
+                    f"{self._losses[unit.index]} actors were lost one after the other while they rated "
+                    f"'{shown_path(unit.path)}' from row {unit.line} on, the last on node '{rater.host}': {cause}. What was "
+                    "finished is kept: run the same command again to go on, with fewer --workers if memory is short."
                 )
             self._waiting.append(unit)
             _log.warning(
@@ -172,7 +173,7 @@ class Pool:
                 rater.host,
                 cause,
                 unit.line,
-                unit.path,
+                shown_path(unit.path),
             )
         if self._waiting:
             self._add()

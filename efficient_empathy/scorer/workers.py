@@ -13,6 +13,7 @@ from multiprocessing.connection import Connection, wait
 from typing import Any
 
 from efficient_empathy.dialogues import Unit
+from efficient_empathy.dialogues.paths import shown_path
 from efficient_empathy.environment import usable_cores
 from efficient_empathy.errors import EmpathyError
 from efficient_empathy.scorer.devices import is_gpu
@@ -133,7 +134,7 @@ class _Worker:
         else:
             how = f"ended with exit code {code}; what it said stands above"
         unit = self._unit
-        place = f" while it rated '{unit.path}' from row {unit.line} on" if unit is not None else ""
+        place = f" while it rated '{shown_path(unit.path)}' from row {unit.line} on" if unit is not None else ""
         return (
             f"worker {self.number} {how}{place}. What was finished is kept: run the same command again to go on, "
             "with fewer --workers if memory is short."

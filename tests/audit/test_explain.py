@@ -110,6 +110,16 @@ def test_a_conversation_gives_all_of_its_examples(scorer_folder, make_run, tmp_p
     assert one.id == 'c "1"_turn:3'
 
 
+@pytest.mark.parametrize("container", ["jsonl", "parquet"])
+@pytest.mark.parametrize("key", ["conv_id", "conversation_id", "dialogue_id"])
+def test_a_conversation_of_pairs_gives_all_of_its_examples(make_run, tmp_path, container, key):
+    rows = [{"id": f"p{n}", key: "hit:1" if n < 2 else "hit:10", "prompt": "a", "response": "b c"} for n in range(3)]
+    (tmp_path / "rows.jsonl").write_bytes(b"\n".join(orjson.dumps(row) for row in [*rows, {key: "hit:1", "text": "x"}]))
+    (rejected, *found), _ = explain(make_run(container=container), "hit:1")
+    assert [one.id for one in found] == ["p0", "p1"]
+    assert (rejected.id, rejected.rejected["reason"]) == (f"{tmp_path}/rows.jsonl:4", "unknown-format")
+
+
 def test_an_unknown_id_and_those_like_it(make_run):
     folder = make_run()
     with pytest.raises(EmpathyError, match=r"holds no example 'wram'.* Like it are: warm"):

@@ -80,10 +80,74 @@ def test_rows_with_too_many_or_too_few_cells(tmp_path):
     text = '\ufeffprompt,response\r\na,b\r\n\r\nonly one\r\na,b,c\r\n"x\ny",z\r\nc,"never closed\r\n'
     found = _read(tmp_path, text, "x.csv")
     assert [(type(item).__name__, item.line) for item in found] == [
-        ("Record", 2), ("Reject", 4), ("Reject", 5), ("Record", 6), ("Record", 8),
+        ("Record", 2), ("Reject", 4), ("Reject", 5), ("Record", 6), ("Reject", 8),
     ]  # fmt: skip
     assert {item.reason for item in found if isinstance(item, Reject)} == {"bad-csv-row"}
+    assert [item.raw for item in found if isinstance(item, Reject)] == ["only one", "a,b,c", 'c,"never closed']
     assert found[0].dialogue.id == "x.csv:2"
+
+
+ROWS = [f"prompt {number},answer {number}" for number in range(2, 1002)]
+
+
+@pytest.mark.parametrize("name", ["x.csv", "x.csv.gz"])
+@pytest.mark.parametrize(
+    ("broken", "said"),
+    [
+        ({10: 'prompt 10,"oh no'}, "a quote that it opens is not closed up to line 1001"),
+        ({10: '"oh no,answer 10'}, "a quote that it opens is not closed up to line 1001"),
+        ({10: 'prompt 10,"oh no', 400: 'prompt 400,"she" said'}, "',' expected after '\"', in lines 10 to 400"),
+        ({10: 'prompt 10,"oh no', 400: 'prompt 400,go"'}, "is closed in line 400, and all lines between are rows"),
+        ({10: 'prompt 10,"oh" no'}, "',' expected after '\"'"),
+        ({10: "prompt 10,oh\rno"}, "new-line character"),
+    ],
+)
+def test_a_stray_quote_costs_its_own_row_alone(tmp_path, name, broken, said):
+    lines = [broken.get(number, row) for number, row in enumerate(ROWS, 2)]
+    found = _read(tmp_path, "\n".join(["prompt,response", *lines]), name)
+    rejects = [item for item in found if isinstance(item, Reject)]
+    first = rejects[0]
+    assert (first.line, first.reason, first.raw) == (10, "bad-csv-row", broken[10])
+    assert said in first.detail
+    bad = {item.line for item in rejects}
+    assert bad <= set(broken)
+    records = [item for item in found if isinstance(item, Record)]
+    assert [record.line for record in records] == [number for number in range(2, 1002) if number not in bad]
+    assert all(
+        record.dialogue.turns[0].text == f"prompt {record.line}" for record in records if record.line not in broken
+    )
+
+
+def test_cells_of_many_lines_stay_whole(tmp_path):
+    poem = "\n".join(f'It rained, and ""I"" waited{", and waited" * (number % 2)}' for number in range(900))
+    table = "\n".join(["1,2"] * 19)  # with 20 delimiters between its first and last line it would be taken for rows
+    found = _read(tmp_path, f'prompt,response\n"{poem}",a\n"{table}",b\nc,"d\n"\n', "x.csv")
+    assert [(item.line, len(item.row["prompt"].splitlines())) for item in found] == [(2, 900), (902, 19), (921, 1)]
+
+
+def test_a_cell_of_too_many_lines_is_not_waited_for(tmp_path, monkeypatch):
+    monkeypatch.setattr("efficient_empathy.dialogues.csv_records._MOST_LINES", 50)
+    lines = ['a,"open', *ROWS[:70], 'b,"closed', 'here"']
+    first, *others = _read(tmp_path, "\n".join(["prompt,response", *lines]), "x.csv")
+    assert (first.line, first.raw, first.detail) == (2, 'a,"open', "a quote that it opens is not closed up to line 51")
+    assert [item.line for item in others] == list(range(3, 74))
+    assert others[-1].row == {"prompt": "b", "response": "closed\nhere"}
+
+
+def test_a_stray_quote_in_a_file_that_is_cut_short(tmp_path):
+    lines = [f"p{number * 7919 % 100003},r{number * 104729 % 99991}" for number in range(20000)]
+    lines[5] = 'p,"open'
+    (tmp_path / "x.csv.gz").write_bytes(gzip.compress("\n".join(["prompt,response", *lines]).encode())[:-3000])
+    found = [item for unit in plan_units([str(tmp_path)]) for item in read_unit(unit)]
+    rejects = [item for item in found if isinstance(item, Reject)]
+    assert [(item.line, item.reason) for item in rejects] == [(7, "bad-csv-row"), (len(found) + 1, "truncated-file")]
+    assert [item.line for item in found] == list(range(2, len(found) + 2))
+
+
+def test_rejected_rows_keep_their_bytes(tmp_path):
+    bad, long = _read(tmp_path, b'prompt,response\n"a\n\xff b" ,c\n"a\n\xff",c\n', "x.csv")[::2]
+    assert (bad.reason, bad.raw) == ("bad-csv-row", '"a')
+    assert (long.reason, long.raw) == ("invalid-utf8", '"a\n\\xff",c')
 
 
 def test_a_cell_longer_than_the_csv_module_likes(tmp_path):

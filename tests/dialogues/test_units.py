@@ -10,8 +10,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from efficient_empathy.dialogues import EXAMPLE_MODES, Record, plan_units, read_unit
-from efficient_empathy.dialogues.files import file_size, find_files, kept_name, shown_path
+from efficient_empathy.dialogues import EXAMPLE_MODES, Record, plan_units, read_examples, read_records, read_unit
+from efficient_empathy.dialogues.files import file_size, find_files
+from efficient_empathy.dialogues.paths import kept_name, row_names, shown_path
 from efficient_empathy.errors import EmpathyError
 
 ROW = b'{"prompt":"a","response":"b"}'
@@ -65,11 +66,11 @@ def test_units_are_small_and_travel(tmp_path):
 def _tree(root):
     for name in (
         "a.jsonl", "sub/b.jsonl", ".hidden.jsonl", ".git/c.jsonl", "rejected/d.jsonl", "sub/rejected/e.jsonl",
-        "notes.txt",
+        "notes.txt", "sub/.units/plan.json",
     ):  # fmt: skip
         (root / name).parent.mkdir(parents=True, exist_ok=True)
         (root / name).write_bytes(ROW + b"\n")
-    (root / "manifest.json").write_bytes(b"{}")
+    (root / "manifest.json").write_bytes(b'{"kind": "scored"}')
     (root / "sub" / "run.json").write_bytes(b"{}")
 
 
@@ -77,6 +78,82 @@ def test_a_folder_means_its_data_files(tmp_path):
     _tree(tmp_path)
     units = plan_units([str(tmp_path)])
     assert [unit.path for unit in units] == [str(tmp_path / "a.jsonl"), str(tmp_path / "sub" / "b.jsonl")]
+
+
+@pytest.mark.parametrize(
+    ("manifest", "read"), [('{"kind": "subsets"}', False), ('{"kind": "expert"}', True), ("[", True)]
+)
+def test_a_folder_of_rejected_rows_is_passed_over_only_where_it_is_ours(tmp_path, caplog, manifest, read):
+    for name in ("a.jsonl", "rejected/b.jsonl", "rejected/more/c.jsonl"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_bytes(ROW)
+    (tmp_path / "manifest.json").write_text(manifest)
+    found = [os.path.relpath(path, tmp_path) for path in find_files([str(tmp_path)])]
+    find_files([str(tmp_path)])  # a command looks more than once, and says it once
+    if read:
+        assert (found, caplog.messages) == (["a.jsonl", "rejected/b.jsonl", "rejected/more/c.jsonl"], [])
+    else:
+        assert found == ["a.jsonl"]
+        assert caplog.messages == [f"'{tmp_path}': passed over rejected/, rows that ee-cli could not read."]
+
+
+def test_links_to_folders_are_named(tmp_path, caplog):
+    (tmp_path / "raw" / "sub").mkdir(parents=True)
+    (tmp_path / "far").mkdir()
+    (tmp_path / "raw" / "a.jsonl").write_bytes(ROW)
+    (tmp_path / "far" / "b.jsonl").write_bytes(ROW)
+    for name in ("sub/one", "two", "three", "four", ".hidden"):
+        (tmp_path / "raw" / name).symlink_to(tmp_path / "far")
+    (tmp_path / "raw" / "file.jsonl").symlink_to(tmp_path / "far" / "b.jsonl")
+    found = find_files([str(tmp_path / "raw")])
+    assert [os.path.basename(path) for path in found] == ["a.jsonl", "file.jsonl"]
+    assert caplog.messages == [
+        f"'{tmp_path}/raw': links to folders are not followed: four/, sub/one/, three/ and 1 more. Name such a folder itself to "
+        "read it."
+    ]
+
+
+@pytest.mark.parametrize(
+    ("paths", "names"),
+    [
+        (["/d/x.jsonl", "/d/y.jsonl"], ["x.jsonl", "y.jsonl"]),
+        (["/d/s/train/a.arrow", "/d/s/test/a.arrow"], ["train/a.arrow", "test/a.arrow"]),
+        (["/d/accepted/x.jsonl", "/d/rejected/x.jsonl", "/d/z.csv"], ["accepted/x.jsonl", "rejected/x.jsonl", "z.csv"]),
+        (["/b/x.jsonl", "/c/b/x.jsonl", "/a/x.jsonl"], ["/b/x.jsonl", "c/b/x.jsonl", "a/x.jsonl"]),
+        (["/x.jsonl", "/d/x.jsonl"], ["/x.jsonl", "d/x.jsonl"]),
+        (["/1/s/test/a.arrow", "/2/s/test/a.arrow"], ["1/s/test/a.arrow", "2/s/test/a.arrow"]),
+        (["s3://b/1/x.jsonl", "s3://b/2/x.jsonl?k=v"], ["1/x.jsonl", "2/x.jsonl"]),
+        (["https://u:SECRET@h/x.jsonl", "/d/h/x.jsonl"], ["/h/x.jsonl", "d/h/x.jsonl"]),
+    ],
+)  # fmt: skip
+def test_files_of_one_name_are_told_apart_by_their_folders(paths, names):
+    assert row_names(paths) == names
+
+
+def test_urls_of_one_name_are_told_apart_without_their_keys():
+    names = row_names([f"https://h/x.jsonl?part={part}&sig=SECRET" for part in (1, 2)])
+    assert len(set(names)) == 2
+    assert all(re.fullmatch(r"https://h/x\.jsonl#[0-9a-f]{12}", name) for name in names)
+
+
+def test_rows_of_two_files_of_one_name_have_ids_of_their_own(tmp_path, monkeypatch):
+    for folder in ("accepted", "rejected"):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / "x.jsonl").write_bytes(ROW + b"\n" + ROW)
+    (tmp_path / "y.jsonl").write_bytes(ROW)
+    expected = ["accepted/x.jsonl:1", "accepted/x.jsonl:2", "rejected/x.jsonl:1", "rejected/x.jsonl:2", "y.jsonl:1"]
+    units = plan_units([str(tmp_path)], unit_bytes=1)
+    assert len(units) == 5
+    found = [found for unit in pickle.loads(pickle.dumps(units)) for found in read_unit(unit)]
+    assert [record.dialogue.id for record in found] == expected
+    fast = [example.id for unit in units for _, examples in read_examples(unit) for example in examples]
+    assert fast == expected
+    # From the folder itself they are called the same; and a file alone is called as ever.
+    monkeypatch.chdir(tmp_path / "accepted")
+    assert [record.dialogue.id for record in read_records(["../y.jsonl", "x.jsonl", "../rejected"])] == [
+        *expected[2:4], expected[4], *expected[:2],
+    ]  # fmt: skip
+    assert [record.dialogue.id for record in read_records(["x.jsonl"])] == ["x.jsonl:1", "x.jsonl:2"]
 
 
 def test_inputs_are_sorted_and_each_is_read_once(tmp_path, monkeypatch):
@@ -101,6 +178,7 @@ def memory():
         file.write(ROW + b"\n" + ROW)
     with system.open("/data/rejected/b.jsonl", "wb") as file:
         file.write(ROW)
+    system.pipe("/data/manifest.json", b'{"kind": "answers"}')
     yield system
     system.rm("/data", recursive=True)
 
@@ -201,6 +279,9 @@ def test_a_folder_that_cannot_be_listed_is_not_passed_over(tmp_path, monkeypatch
         ("https://acct.example/c/d.jsonl?sv=1&sig=SECRET", "https://acct.example/c/d.jsonl"),
         ("https://user:pw@host/d.jsonl", "https://host/d.jsonl"),
         ("s3://bucket/a@b.jsonl", "s3://bucket/a@b.jsonl"),
+        ("https://user:p@w@host/d.jsonl", "https://host/d.jsonl"),
+        ("memory:///user:SECRET@x/d.jsonl", "memory://x/d.jsonl"),
+        ("simplecache::ftp://user:pw@host/d.jsonl", "simplecache::ftp://host/d.jsonl"),
     ],
 )
 def test_what_is_passed_on_of_a_path_holds_no_keys(path, shown):

@@ -1,5 +1,6 @@
 """Which contexts are answered: by mode, with and without references, drawn and in the order of the input."""
 
+import fsspec
 import orjson
 import pytest
 
@@ -112,3 +113,27 @@ def test_an_id_that_stands_twice(tmp_path):
 def test_options_out_of_range(options):
     with pytest.raises(EmpathyError, match=f"{next(iter(options))} must be"):
         ContextOptions(**options)
+
+
+@pytest.mark.parametrize("text", [b'{"text": "x"}', b"\n"])
+@pytest.mark.parametrize("limit", [None, 1])
+def test_what_is_secret_in_a_url_is_not_said(text, limit):
+    system = fsspec.filesystem("memory")
+    system.pipe("/user:SECRET@x/in.jsonl", text)
+    try:
+        for on_reject in (None, lambda reject: None):
+            with pytest.raises(EmpathyError, match=r"memory://x/in\.jsonl") as caught:
+                read_contexts(["memory://user:SECRET@x/in.jsonl"], ContextOptions(limit=limit), on_reject)
+            assert "SECRET" not in str(caught.value)
+    finally:
+        system.rm("/user:SECRET@x", recursive=True)
+
+
+def test_two_files_of_one_name_are_no_clash_of_ids(tmp_path):
+    for folder in ("a", "b"):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / "x.jsonl").write_bytes(b'{"prompt": "hi"}')
+    assert [context.id for context in read_contexts([str(tmp_path)], ContextOptions())] == [
+        "a/x.jsonl:1",
+        "b/x.jsonl:1",
+    ]

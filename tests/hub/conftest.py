@@ -97,6 +97,8 @@ class HubServer:
             return self._create(json.loads(body))
         if path == "/api/validate-yaml":
             return self._json({"warnings": [], "errors": []})
+        if (found := re.fullmatch(r"/api/models/([\w.-]+/[\w.-]+)", path)) and found[1] in self.repos:
+            return self._json({"id": found[1], "private": self.repos[found[1]].private})
         if found := re.fullmatch(r"/api/models/([\w.-]+/[\w.-]+)/(\w+)/(.+)", path):
             if found[1] not in self.repos:
                 return self._error(404, "RepoNotFound")

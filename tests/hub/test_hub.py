@@ -66,6 +66,23 @@ def test_pushed_and_pulled_it_is_the_same_folder_and_later_runs_say_where_it_cam
     assert "Already done" in again.stderr
 
 
+def test_nothing_private_goes_to_a_repository_that_is_public(scorer, hub_server, ee):
+    assert ee("push", scorer, REPO, "--revision", "first").returncode == 0
+    repo = hub_server.repos[REPO]
+    assert not repo.private
+    before, sent = dict(repo.commits), len(hub_server.large)
+    write_manifest(scorer, "scorer", {"second": True}, read_manifest(scorer)["files"])
+    refused = ee("push", scorer, REPO, "--private", "--revision", "second")
+    assert refused.returncode == 2
+    assert (
+        "'me/counts' is there already and is public, but --private was asked for: nothing was pushed" in refused.stderr
+    )
+    assert (repo.commits, len(hub_server.large), "second" in repo.branches) == (before, sent, False)
+    repo.private = True
+    assert ee("push", scorer, REPO, "--private").returncode == 0  # again, now that it is private
+    assert repo.commits != before
+
+
 def test_a_commit_is_pinned_and_the_cache_serves_it_without_a_network(scorer, hub_server, ee, tmp_path):
     first = json.loads(ee("push", scorer, REPO, "--json").stdout)["commit"]
     write_manifest(scorer, "scorer", {"second": True}, read_manifest(scorer)["files"])
