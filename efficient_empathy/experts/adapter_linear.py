@@ -37,7 +37,8 @@ class _Adapted(torch.autograd.Function):
         out_NO = F.linear(x_NI, weight, bias).addmm_(narrow_NR, small_b.t())
         ctx.save_for_backward(weight, small_a, small_b, dropped_NI, narrow_NR, kept)
         ctx.scale = scale
-        return out_NO.view(*x.shape[:-1], -1)
+        # Sizes are named: an expert of a sparse layer may have no positions at all.
+        return out_NO.view(*x.shape[:-1], out_NO.shape[-1])
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
@@ -52,7 +53,7 @@ class _Adapted(torch.autograd.Function):
                 for_x.addmm_(narrow, small_a)
             else:
                 for_x.addcmul_(narrow @ small_a, kept)
-            for_x = for_x.view(*gradient.shape[:-1], -1)
+            for_x = for_x.view(*gradient.shape[:-1], for_x.shape[-1])
         return for_x, None, None, for_a.float(), for_b, None, None
 
 

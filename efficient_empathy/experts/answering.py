@@ -13,10 +13,10 @@ import torch
 from efficient_empathy.errors import EmpathyError
 from efficient_empathy.experts.batches import Row, Rows
 from efficient_empathy.experts.contexts import Context
-from efficient_empathy.experts.decoding import Prompt, answer, position_limit
+from efficient_empathy.experts.decoding import Prompt, answer
 from efficient_empathy.experts.decoding_options import DecodingOptions
 from efficient_empathy.experts.loss import response_nll
-from efficient_empathy.experts.models import LanguageModel
+from efficient_empathy.experts.models import LanguageModel, position_limit
 from efficient_empathy.experts.rendering import RowRefused
 
 _log = logging.getLogger(__name__)
@@ -116,11 +116,12 @@ def check_room(model: LanguageModel, options: DecodingOptions) -> None:
     Raises:
         EmpathyError: what the renderer allows is more than the model reads, or the answer leaves no room for a prompt.
     """
-    limit, most = position_limit(model), model.renderer.max_tokens
+    limit, most = position_limit(model.model), model.renderer.max_tokens
     if limit is not None and most > limit:
+        trained = model.description.get("kind", "base") != "base"
+        advice = f"Train it again, experts with --max-length {limit}" if trained else f"Say --max-tokens {limit}"
         raise EmpathyError(
-            f"prompt and answer together may have {most} tokens, but '{model.name}' reads {limit} at most. "
-            f"Say --max-tokens {limit}."
+            f"prompt and answer together may have {most} tokens, but '{model.name}' reads {limit} at most. {advice}."
         )
     if most - options.max_new_tokens < _LEAST_PROMPT:
         raise EmpathyError(

@@ -14,6 +14,7 @@ from efficient_empathy.dialogues import Reject
 from efficient_empathy.dialogues.files import base_name, find_files, shown_path
 from efficient_empathy.environment import usable_cores
 from efficient_empathy.errors import EmpathyError
+from efficient_empathy.experts.answer_folders import ANSWERS_FILE, KIND
 from efficient_empathy.experts.answering import AnsweredRow, Counts, Progress, answer_contexts, check_room
 from efficient_empathy.experts.contexts import ContextOptions, read_contexts
 from efficient_empathy.experts.decoding_options import DecodingOptions
@@ -32,8 +33,6 @@ from efficient_empathy.manifest import (
 from efficient_empathy.scorer import runfolder
 from efficient_empathy.scorer.outputs import writing
 
-KIND = "answers"
-ANSWERS_FILE = "answers.jsonl"
 _REJECTED_FILE = f"{runfolder.REJECTED}/part-00000.jsonl"
 _ENGINE = 1
 """Raised when the same options would give other bytes."""

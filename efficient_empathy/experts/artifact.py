@@ -86,6 +86,21 @@ def base_of(recorded: dict[str, Any], given: str | None, folder: Path) -> Base:
     return base
 
 
+def renderer_of(recorded: dict[str, Any], tokenizer: Any, folder: Path) -> Renderer:
+    """The renderer that something was trained with.
+
+    Raises:
+        EmpathyError: the tokenizer has another template now, or it is rendered in another way.
+    """
+    renderer = Renderer(tokenizer, recorded["max_tokens"], recorded["system"])
+    if renderer.template_hash != recorded["template_hash"]:
+        raise EmpathyError(
+            f"'{folder}' was trained with another chat template than its base has now. Use the base as it was then, "
+            "or train it again."
+        )
+    return renderer
+
+
 def attach_expert(folder: Path, given_base: str | None, device: str) -> tuple[Any, Renderer, dict[str, Any]]:
     """Load an expert with its adapter merged into the base's weights: as fast as the base.
 
@@ -98,11 +113,7 @@ def attach_expert(folder: Path, given_base: str | None, device: str) -> tuple[An
     base = base_of(expert.base, given_base, folder)
     model, tokenizer = load_base(base, device)
     merged = PeftModel.from_pretrained(model, str(folder)).merge_and_unload()
-    renderer = Renderer(tokenizer, expert.renderer["max_tokens"], expert.renderer["system"])
-    if renderer.template_hash != expert.renderer["template_hash"]:
-        raise EmpathyError(
-            f"'{folder}' was trained with another chat template than '{base.name}' has now. Use the base as it was then."
-        )
+    renderer = renderer_of(expert.renderer, tokenizer, folder)
     description = {
         "kind": KIND,
         "adapter": digest,

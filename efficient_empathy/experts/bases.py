@@ -79,23 +79,22 @@ def load_base(base: Base, device: str = "cpu", four_bit: bool = False) -> tuple[
 
     Args:
         base: what ``find_base`` found.
-        device: ``cpu`` or a torch device; on a GPU the weights are bf16 where it can compute in it.
+        device: ``cpu`` or a torch device; on a GPU that computes in bf16 the weights are bf16, else fp32.
         four_bit: weights in 4 bits (NF4, through bitsandbytes); GPU only.
 
     Returns:
         The model in eval mode, and its fast tokenizer.
 
     Raises:
-        EmpathyError: transformers cannot load it, or 4 bits were asked for without a GPU.
+        EmpathyError: transformers cannot load it, a file is cut short, or 4 bits were asked for without a GPU.
     """
     require("transformers", "experts", "language models")
-    import torch
     import transformers
+    from safetensors import SafetensorError
 
     source = str(_unpacked(base)) if base.local.is_gguf else base.local.source
     cuda = device.startswith("cuda")
-    half = torch.bfloat16 if torch.cuda.is_available() and torch.cuda.is_bf16_supported() else torch.float16
-    options: dict[str, Any] = {"dtype": half if cuda else torch.float32}
+    options: dict[str, Any] = {"dtype": _dtype(cuda)}
     if four_bit:
         if not cuda:
             raise EmpathyError(
@@ -103,7 +102,7 @@ def load_base(base: Base, device: str = "cpu", four_bit: bool = False) -> tuple[
             )
         require("bitsandbytes", "experts", "--load-in-4bit (install bitsandbytes itself: pip install bitsandbytes)")
         options["quantization_config"] = transformers.BitsAndBytesConfig(
-            load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=half
+            load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=options["dtype"]
         )
     try:
         tokenizer = transformers.AutoTokenizer.from_pretrained(source)
@@ -111,10 +110,22 @@ def load_base(base: Base, device: str = "cpu", four_bit: bool = False) -> tuple[
     except (OSError, ValueError, KeyError) as error:
         first = str(error).split("\n", 1)[0]
         raise EmpathyError(f"--base: transformers cannot load '{base.given}': {first}") from error
+    except SafetensorError as error:
+        raise EmpathyError(
+            f"--base: a file of weights of '{base.given}' is cut short or damaged ({error}). Download or copy it again."
+        ) from error
     if not tokenizer.is_fast:
         raise EmpathyError(f"--base: '{base.given}' has no fast tokenizer (tokenizer.json), which is needed here.")
     model = model if four_bit else model.to(device)
     return model.eval(), tokenizer
+
+
+def _dtype(cuda: bool) -> Any:
+    """Type of the weights: bf16 on GPUs that have instructions for it; on others torch computes it in fp32, by converting."""
+    import torch
+
+    half = cuda and torch.cuda.is_bf16_supported(including_emulation=False)
+    return torch.bfloat16 if half else torch.float32
 
 
 def cache_folder() -> Path:

@@ -27,12 +27,12 @@ def short_attention(
         module: the attention layer; ``num_key_value_groups`` heads share keys and values.
         query: (rows, heads, new, size).
         key: (rows, heads / groups, past and new, size).
-        value: as ``key``.
+        value: (rows, heads / groups, past and new, width); the width may be another size than that of the keys (MLA).
         attention_mask: True where a token is seen, or added to the scores; (rows, 1, new, past and new). None is causal.
         values: what else transformers hands over.
 
     Returns:
-        (rows, new, heads, size), and None for the weights.
+        (rows, new, heads, width), and None for the weights.
     """
     rows, heads, new, size = query.shape
     groups = getattr(module, "num_key_value_groups", 1)
@@ -48,7 +48,7 @@ def short_attention(
     mask = attention_mask[:, :, None, :, : key.shape[2]]
     scores = scores.masked_fill(~mask, torch.finfo(scores.dtype).min) if mask.dtype == torch.bool else scores + mask
     weights = scores.softmax(-1).to(value.dtype).view(rows, heads // groups, groups * new, key.shape[2])
-    return (weights @ value).view(rows, heads, new, size).transpose(1, 2), None
+    return (weights @ value).view(rows, heads, new, value.shape[-1]).transpose(1, 2).contiguous(), None
 
 
 register(_NAME, short_attention)

@@ -3,7 +3,7 @@
 import hashlib
 import inspect
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import numpy as np
@@ -14,8 +14,8 @@ from efficient_empathy.errors import EmpathyError
 from efficient_empathy.experts.decoding_options import DecodingOptions
 from efficient_empathy.experts.few_rows import FewRows
 from efficient_empathy.experts.grouped_attention import grouped
-from efficient_empathy.experts.key_values import can_join, join, new_cache, widened
-from efficient_empathy.experts.models import LanguageModel
+from efficient_empathy.experts.key_values import can_join, goes_on, join, new_cache, turns_within, widened
+from efficient_empathy.experts.models import LanguageModel, position_limit
 from efficient_empathy.experts.prompt_states import read_prompts, told
 
 Finish = Literal["end", "length"]
@@ -51,6 +51,9 @@ def answer(
 ) -> list[Decoded]:
     """Answer some prompts, the longest first; a place that becomes free is given to the next one.
 
+    A model that cannot go on from keys and values of past tokens answers one prompt after the other, and reads all anew for each
+    token: slow, but right.
+
     Args:
         model: a base, an expert or a mixture.
         prompts: in any order.
@@ -64,6 +67,7 @@ def answer(
         EmpathyError: a prompt is as long as all that the model can read.
     """
     answers = _Answers(model, prompts, options)
+    options = _possible(model, prompts, options)
     waiting = sorted(range(len(prompts)), key=lambda index: -len(prompts[index].tokens))[::-1]
     batch: _Batch | None = None
     while waiting or batch is not None:
@@ -85,17 +89,13 @@ def answer(
 
 def stream(model: LanguageModel, prompt: Prompt, options: DecodingOptions) -> Iterator[int]:
     """The tokens of one answer as they are chosen, without the one that ends it."""
-    batch = _Batch(model, {0: prompt}, options)
-    for _ in range(_room(prompt, model, options)):
+    room = _room(prompt, model, options)
+    batch = _Batch(model, {0: prompt}, _possible(model, [prompt], options))
+    for _ in range(room):
         (token,) = batch.step()
         if token in model.renderer.end_ids:
             return
         yield token
-
-
-def position_limit(model: LanguageModel) -> int | None:
-    """Tokens that the model can read at most; None where its configuration does not say."""
-    return getattr(getattr(model.model, "config", None), "max_position_embeddings", None)
 
 
 class _Answers:
@@ -243,8 +243,16 @@ def _draws(seed: int, row_id: str, count: int) -> np.ndarray:
     return np.random.default_rng(int.from_bytes(lot[:16])).random(count)
 
 
+def _possible(model: LanguageModel, prompts: Sequence[Prompt], options: DecodingOptions) -> DecodingOptions:
+    """The options that the model can be decoded with: without a cache and row by row if it cannot be otherwise."""
+    longest = max((len(prompt.tokens) for prompt in prompts), default=0) + options.max_new_tokens
+    if not prompts or (goes_on(model.model, prompts[0].tokens) and not turns_within(model.model, longest)):
+        return options
+    return replace(options, use_cache=False, batch_size=1)
+
+
 def _room(prompt: Prompt, model: LanguageModel, options: DecodingOptions) -> int:
-    limit = position_limit(model)
+    limit = position_limit(model.model)
     room = options.max_new_tokens if limit is None else min(options.max_new_tokens, limit - len(prompt.tokens))
     if room < 1:
         raise EmpathyError(

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Any
 
-from efficient_empathy.errors import EmpathyError
+from efficient_empathy.experts.ranges import within
 
 
 @dataclass(frozen=True)
@@ -28,12 +28,12 @@ class DecodingOptions:
     """Keep the keys and values of past tokens; without, all are computed again for every new one."""
 
     def __post_init__(self) -> None:
-        _within("max_new_tokens", self.max_new_tokens, 1, 100_000)
-        _within("temperature", self.temperature, 0.01, 100.0)
-        _within("top_p", self.top_p, 1e-6, 1.0)
-        _within("top_k", self.top_k, 0, 10**9)
-        _within("seed", self.seed, 0, 2**63 - 1)
-        _within("batch_size", self.batch_size, 1, 4096)
+        within("max_new_tokens", self.max_new_tokens, 1, 100_000)
+        within("temperature", self.temperature, 0.01, 100.0)
+        within("top_p", self.top_p, 1e-6, 1.0)
+        within("top_k", self.top_k, 0, 10**9)
+        within("seed", self.seed, 0, 2**63 - 1)
+        within("batch_size", self.batch_size, 1, 4096)
 
     def describe(self) -> dict[str, Any]:
         """What the manifest says of it; greedy decoding has no temperature."""
@@ -45,8 +45,3 @@ class DecodingOptions:
             "seed": self.seed,
             "batch_size": self.batch_size,
         }
-
-
-def _within(name: str, value: float, low: float, high: float) -> None:
-    if not low <= value <= high:
-        raise EmpathyError(f"{name} must be from {low:g} to {high:g}, not {value}.")

@@ -18,11 +18,11 @@ from efficient_empathy.experts.bases import Base
 from efficient_empathy.experts.batches import Plan, Rows
 from efficient_empathy.experts.checkpoints import SafeCheckpointIO
 from efficient_empathy.experts.cpu_training import faster_on_cpu
-from efficient_empathy.experts.models import choose_device
+from efficient_empathy.experts.models import choose_device, position_limit
 from efficient_empathy.experts.module import CsvLog, KeepBest, ResponseData, ResponseModule, Resumable
 from efficient_empathy.experts.options import DeviceOptions, FitOptions
 from efficient_empathy.experts.rendering import Renderer
-from efficient_empathy.experts.subsets import Chosen
+from efficient_empathy.experts.subsets import Chosen, some
 from efficient_empathy.manifest import canonical_json, sha256_bytes, versions
 
 _log = logging.getLogger(__name__)
@@ -95,7 +95,17 @@ class Prepared:
 
 
 def prepare_rows(base: Base, chosen: Chosen, model: Any, renderer: Renderer, options: TrainingOptions) -> Prepared:
-    """Render what was chosen, and plan the steps; see ``plan_rows``."""
+    """Render what was chosen, and plan the steps; see ``plan_rows``.
+
+    Raises:
+        EmpathyError: examples may be longer than what the model reads, or nothing is left to train on or to measure on.
+    """
+    limit = position_limit(model)
+    if limit is not None and renderer.max_tokens > limit:
+        raise EmpathyError(
+            f"prompt and response together may have {renderer.max_tokens} tokens, but '{base.name}' reads {limit} at most. "
+            f"Train experts on it with --max-length {limit}."
+        )
     found = plan_rows(chosen, renderer, options)
     return Prepared(base=base, chosen=chosen, model=model, renderer=renderer, **vars(found))
 
@@ -108,7 +118,7 @@ def plan_rows(chosen: Chosen, renderer: Renderer, options: TrainingOptions) -> P
     """
     fit, ranks = options.fit, options.where.devices
     train = Rows.render(chosen.train, renderer)
-    held_out = Rows.render(_measured(chosen, options.validation_examples), renderer)
+    held_out = Rows.render(some(chosen.held_out, options.validation_examples), renderer)
     if not train.rows or not held_out.rows:
         side = "train on" if not train.rows else "measure on: raise --holdout"
         raise EmpathyError(
@@ -119,12 +129,6 @@ def plan_rows(chosen: Chosen, renderer: Renderer, options: TrainingOptions) -> P
     per_epoch = -(-chosen.own_train // (fit.batch_size * fit.accumulate * ranks))
     steps = max(1, math.ceil(per_epoch * fit.epochs))
     return Planned(train, held_out, plan, min(steps, fit.max_steps or steps))
-
-
-def _measured(chosen: Chosen, count: int) -> Sequence[Any]:
-    """Some of the held-out examples, the same ones for any seed."""
-    ranked = sorted(chosen.held_out, key=lambda example: sha256_bytes(example.id.encode()))
-    return ranked[:count]
 
 
 def fit_module(run: Run, prepared: Prepared, module: ResponseModule) -> tuple[KeepBest, bool]:

@@ -24,12 +24,12 @@ def grouped_attention(
         module: the attention layer; ``num_key_value_groups`` heads share keys and values.
         query: (rows, heads, new, size).
         key: (rows, heads / groups, past and new, size).
-        value: as ``key``.
+        value: (rows, heads / groups, past and new, width).
         attention_mask: None or broadcastable to (rows, heads, new, past and new).
         values: what else transformers hands over.
 
     Returns:
-        (rows, new, heads, size), and None for the weights.
+        (rows, new, heads, width), and None for the weights.
     """
     groups = getattr(module, "num_key_value_groups", 1)
     rows, heads, new, size = query.shape
@@ -41,7 +41,7 @@ def grouped_attention(
     mixed = torch.nn.functional.scaled_dot_product_attention(
         query.view(rows, heads // groups, groups, size), key, value, attention_mask, scale=values.get("scaling")
     )
-    return mixed.reshape(rows, 1, heads, size), None
+    return mixed.reshape(rows, 1, heads, value.shape[-1]), None
 
 
 register(_NAME, grouped_attention)

@@ -6,9 +6,9 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import Tensor, nn
 
-from efficient_empathy.experts.dropout import without_dropout
 from efficient_empathy.experts.prompt_states import read_prompts, told
 from efficient_empathy.experts.shared_prefix import can_share, common_prefix, read_shared
+from efficient_empathy.experts.trials import trial
 
 IGNORED = -100
 """Label of a token that is not supervised."""
@@ -82,10 +82,11 @@ def _has_plain_head(model: nn.Module, input_ids: Tensor, attention_mask: Tensor)
     """Whether head(decoder(x)) are the model's logits, by trying some tokens."""
     if model not in _is_plain:
         decoder, head = _parts(model)
-        if head is None or decoder is model:
+        # Some models have no part that is the decoder alone (Gemma 3).
+        if head is None or any(part is head for part in decoder.modules()):
             _is_plain[model] = False
         else:
-            with torch.no_grad(), without_dropout(model):
+            with trial(model):
                 inputs = {"input_ids": input_ids, "attention_mask": attention_mask, "use_cache": False}
                 ours, theirs = head(decoder(**inputs)[0]), model(**inputs).logits
             _is_plain[model] = ours.shape == theirs.shape and torch.allclose(ours, theirs, atol=_TOLERANCE)

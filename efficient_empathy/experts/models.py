@@ -81,6 +81,11 @@ def load_language_model(source: str = DEFAULT_BASE, options: LoadOptions | None 
     return LanguageModel(base.name, model, renderer, {"kind": "base", "base": base.describe()})
 
 
+def position_limit(model: Any) -> int | None:
+    """Tokens that a model of transformers can read at most; None where its configuration does not say."""
+    return getattr(getattr(model, "config", None), "max_position_embeddings", None)
+
+
 def choose_device(device: str) -> str:
     """The torch device that a choice of ``auto``, ``cpu`` or ``cuda`` means here.
 

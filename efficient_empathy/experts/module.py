@@ -12,6 +12,7 @@ from typing import Any
 
 import lightning as L
 import torch
+from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor
 
 from efficient_empathy.distill.module import warmup_then_linear
@@ -73,9 +74,8 @@ class ResponseModule(L.LightningModule):
         torch.manual_seed((self.seed * 1_000_003 + index) * 4096 + self.global_rank)
         nll_B, tokens_B = self._nll(batch, self.shares)
         self.sums.add(nll_B.detach(), tokens_B)
-        if (
-            not nll_B.requires_grad
-        ):  # a batch without rows, at the end of an epoch: it has its backward pass like the others
+        # A batch without rows, at the end of an epoch, has its backward pass like the others.
+        if not int(tokens_B.sum()):
             nll_B = nll_B + sum(parameter.sum() * 0.0 for parameter in self.trained().values())
         # Lightning divides by the batches of a step and takes the mean over devices: undone, to divide by the tokens of the step.
         return nll_B.sum() * (self.options.accumulate * self.trainer.world_size / batch["step_tokens"])
@@ -134,7 +134,7 @@ class ResponseData(L.LightningDataModule):
 
 
 class Resumable(L.Callback):
-    """Writes a checkpoint every so often, between steps, and not in the step that a validation follows."""
+    """Writes a checkpoint every so often, between steps; where a validation follows a step, after it and with its figure."""
 
     def __init__(self, path: Path, seconds: float, validate_every: int):
         self._path, self._seconds, self._every = path, seconds, validate_every
@@ -146,8 +146,15 @@ class Resumable(L.Callback):
         between = trainer.fit_loop.epoch_loop.batch_idx % trainer.accumulate_grad_batches == (
             trainer.accumulate_grad_batches - 1
         )
-        if not between or step % self._every == 0:
-            return
+        if between and step % self._every:
+            self._save(trainer)
+
+    def on_validation_end(self, trainer: L.Trainer, module: L.LightningModule) -> None:
+        """Save, if it is time; but not where the training was just ended, since a run that goes on would not know it."""
+        if trainer.state.fn == TrainerFn.FITTING and not trainer.should_stop:
+            self._save(trainer)
+
+    def _save(self, trainer: L.Trainer) -> None:
         # One clock decides for all devices: saving waits for every one of them.
         if not trainer.strategy.broadcast(time.monotonic() - self._last >= self._seconds):
             return

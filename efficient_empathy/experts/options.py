@@ -5,6 +5,7 @@ from typing import Literal, get_args
 
 from efficient_empathy.errors import EmpathyError
 from efficient_empathy.experts.bases import DEFAULT_BASE
+from efficient_empathy.experts.ranges import within
 from efficient_empathy.experts.rendering import DEFAULT_SYSTEM
 
 Control = Literal["none", "random", "full", "union"]
@@ -27,9 +28,9 @@ class LoraOptions:
     """Scaled by √rank (rsLoRA, Kalajdzievski 2023); matters at high ranks."""
 
     def __post_init__(self) -> None:
-        _within("lora_rank", self.rank, 1, 1024)
-        _within("lora_alpha", self.alpha, 1e-3, 1e6)
-        _within("lora_dropout", self.dropout, 0.0, 0.9)
+        within("lora_rank", self.rank, 1, 1024)
+        within("lora_alpha", self.alpha, 1e-3, 1e6)
+        within("lora_dropout", self.dropout, 0.0, 0.9)
 
 
 @dataclass(frozen=True)
@@ -56,15 +57,15 @@ class FitOptions:
     """Compute hidden states again instead of keeping them: about a third slower, in a fraction of the memory."""
 
     def __post_init__(self) -> None:
-        _within("epochs", self.epochs, 1e-6, 100)
-        _within("batch_size", self.batch_size, 1, 4096)
-        _within("accumulate", self.accumulate, 1, 4096)
-        _within("learning_rate", self.learning_rate, 1e-9, 1.0)
-        _within("weight_decay", self.weight_decay, 0.0, 1.0)
-        _within("validations", self.validations, 1, 1000)
-        _within("patience", self.patience, 0, 1000)
+        within("epochs", self.epochs, 1e-6, 100)
+        within("batch_size", self.batch_size, 1, 4096)
+        within("accumulate", self.accumulate, 1, 4096)
+        within("learning_rate", self.learning_rate, 1e-9, 1.0)
+        within("weight_decay", self.weight_decay, 0.0, 1.0)
+        within("validations", self.validations, 1, 1000)
+        within("patience", self.patience, 0, 1000)
         if self.max_steps is not None:
-            _within("max_steps", self.max_steps, 1, 10**9)
+            within("max_steps", self.max_steps, 1, 10**9)
 
 
 @dataclass(frozen=True)
@@ -83,7 +84,7 @@ class DeviceOptions:
     def __post_init__(self) -> None:
         if self.device not in ("auto", "cpu", "cuda"):
             raise EmpathyError(f"device must be auto, cpu or cuda, not '{self.device}'.")
-        _within("devices", self.devices, 1, 1024)
+        within("devices", self.devices, 1, 1024)
 
 
 @dataclass(frozen=True)
@@ -115,12 +116,7 @@ class ExpertOptions:
     def __post_init__(self) -> None:
         if self.control not in CONTROLS:
             raise EmpathyError(f"control must be one of {', '.join(CONTROLS)}, not '{self.control}'.")
-        _within("max_tokens", self.max_tokens, 32, 1_000_000)
-        _within("holdout", self.holdout, 0.001, 0.5)
-        _within("validation_examples", self.validation_examples, 1, 10**9)
-        _within("seed", self.seed, 0, 2**31 - 1)
-
-
-def _within(name: str, value: float, low: float, high: float) -> None:
-    if not low <= value <= high:
-        raise EmpathyError(f"{name} must be from {low:g} to {high:g}, not {value}.")
+        within("max_tokens", self.max_tokens, 32, 1_000_000)
+        within("holdout", self.holdout, 0.001, 0.5)
+        within("validation_examples", self.validation_examples, 1, 10**9)
+        within("seed", self.seed, 0, 2**31 - 1)

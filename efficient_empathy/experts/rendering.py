@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from datetime import datetime
 from typing import Any
 
 from efficient_empathy.dialogues.types import Example, Turn
@@ -12,6 +13,10 @@ DEFAULT_SYSTEM = "Reply to the speaker in one or two short sentences, as a good 
 """Said before every dialogue, to the untrained base model too, so that it is compared at its best."""
 _FORMAT = 1
 """Raised when the same turns would give other tokens."""
+_DATED_FORMAT = 2
+"""The same, of templates that ask what day it is: format 1 gave them the day on which they were rendered."""
+_DAY = datetime(2024, 7, 26)
+"""What such templates are told, so that their prompts do not change over night: the day that Llama 3.1's own takes unasked."""
 _LEAST_PROMPT = 16
 """Tokens that must be left for the prompt beside a response."""
 _ROLES = {"speaker": "user", "listener": "assistant", "system": "system"}
@@ -42,7 +47,7 @@ class Renderer:
     """Renders turns with the tokenizer's own chat template; without one, as a transcript with ``Speaker:`` and ``Listener:``.
 
     Prompt and response are tokenised apart, so the boundary between them is exact. Where both are longer than the limit, the oldest
-    context goes first, and the response is never cut.
+    context goes first, and the response is never cut. Templates that put today's date into the prompt are told a fixed one.
     """
 
     def __init__(self, tokenizer: Any, max_tokens: int = 512, system: str | None = DEFAULT_SYSTEM):
@@ -67,7 +72,8 @@ class Renderer:
         self.pad_id = next(i for i in (tokenizer.pad_token_id, eos, self._end[-1]) if i is not None)
         """Fills short rows; always masked, so which token it is does not matter."""
         template = tokenizer.chat_template if self._has_template else "transcript"
-        self.template_hash = sha256_bytes(canonical_json([_FORMAT, template, system]))
+        template_format = _DATED_FORMAT if "strftime_now" in str(template) else _FORMAT
+        self.template_hash = sha256_bytes(canonical_json([template_format, template, system]))
         """Names this way of rendering in every manifest."""
 
     def describe(self) -> dict[str, Any]:
@@ -88,11 +94,18 @@ class Renderer:
             room: tokens to leave free for the answer.
 
         Raises:
-            RowRefused: not even the last turn's end fits.
+            RowRefused: not even the last turn's end fits, or the template leaves nothing of the context.
         """
         limit = self.max_tokens - room
         if limit < _LEAST_PROMPT:
             raise RowRefused("response-too-long", f"{room} tokens of at most {self.max_tokens} leave no room to answer")
+        ids, cut_turns = self._fitted(context, limit)
+        if not ids:
+            raise RowRefused("no-context", "no turn is left that the chat template begins with")
+        return ids, cut_turns
+
+    def _fitted(self, context: Sequence[Turn], limit: int) -> tuple[list[int], int]:
+        """Prompt and number of turns cut, so that it fits; no tokens where there is nothing to say."""
         ids = self._ids(self._prompt_text(context))
         if len(ids) <= limit:
             return ids, 0
@@ -112,7 +125,7 @@ class Renderer:
         """An example as tokens.
 
         Raises:
-            RowRefused: the response is blank, or too long to stand whole beside a prompt.
+            RowRefused: the response is blank, or too long to stand whole beside a prompt; or as ``prompt`` does.
         """
         response = self.response(example.response)
         prompt, cut = self.prompt(example.context, len(response))
@@ -126,6 +139,7 @@ class Renderer:
             response = [*words, *self._end]
             if (
                 words
+                and prompt
                 and len(prompt) + len(response) <= self.max_tokens
                 and len(response) <= self.max_tokens - _LEAST_PROMPT
             ):
@@ -160,10 +174,18 @@ class Renderer:
     def _prompt_text(self, context: Sequence[Turn]) -> str:
         messages = self._messages(context)
         if self._has_template:
-            return str(self.tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True))
+            return self._templated(messages) if messages else ""
         names = {"user": "Speaker", "assistant": "Listener"}
         lines = [f"{names[m['role']]}: {m['content']}" if m["role"] in names else m["content"] for m in messages]
         return self._start + "\n".join([*lines, "Listener:"])
+
+    def _templated(self, messages: list[dict[str, str]], answering: bool = True) -> str:
+        """Chat messages as the template writes them, up to where the answer starts or without an opening for it."""
+        return str(
+            self.tokenizer.apply_chat_template(
+                messages, tokenize=False, add_generation_prompt=answering, strftime_now=_DAY.strftime
+            )
+        )
 
     def _messages(self, context: Sequence[Turn]) -> list[dict[str, str]]:
         """Turns as chat messages: neighbours of one role joined, since many templates insist on taking turns."""
@@ -219,16 +241,16 @@ class Renderer:
         if not self._has_template:
             return True
         try:
-            text = self.tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+            text = self._templated(messages)
         except TemplateError:
             return False
-        return str(text).count(_PROBE) == len(messages)
+        return text.count(_PROBE) == len(messages)
 
     def _end_of_turn(self) -> list[int]:
         """What the template puts after an answer, up to and with its first special token; else the end of the text."""
         if self._has_template:
             turns = [{"role": "user", "content": "a"}, {"role": "assistant", "content": _PROBE}]
-            text = str(self.tokenizer.apply_chat_template(turns, tokenize=False))
+            text = self._templated(turns, answering=False)
             after = self._ids(text.rpartition(_PROBE)[2])
             special = set(self.tokenizer.all_special_ids) | set(self.tokenizer.added_tokens_decoder)
             places = [place for place, token in enumerate(after) if token in special]

@@ -1,16 +1,18 @@
 """What all rows of a batch begin with goes through the model once: the instruction is a third of a short dialogue."""
 
 import inspect
+import logging
 from typing import Any
 from weakref import WeakKeyDictionary
 
-import torch
 from torch import Tensor, nn
 from transformers import DynamicCache
 from transformers.cache_utils import DynamicLayer
 
-from efficient_empathy.experts.dropout import without_dropout
+from efficient_empathy.experts.key_values import depends_on_length
+from efficient_empathy.experts.trials import trial
 
+_log = logging.getLogger(__name__)
 _LEAST = 8
 """Tokens from which on a second pass through the layers pays."""
 _PROBE_TOKENS = 16
@@ -40,14 +42,21 @@ def common_prefix(input_ids: Tensor, attention_mask: Tensor, supervised_BT: Tens
 def can_share(decoder: Any, input_ids: Tensor, attention_mask: Tensor, prefix: int) -> bool:
     """Whether a decoder gives the same states when it reads a prefix once; tried once a model, on two rows of a batch.
 
-    Layers that see a window only, or keep other states than keys and values, are not tried; nor is a model that computes its states
-    anew on the way back, since it then keeps none.
+    Layers that see a window only are not tried, nor are positions that depend on how long the text is; nor is a model that computes
+    its states anew on the way back, since it then keeps none. A model that fails when it is tried, since it cannot go on from keys
+    and values alone (it keeps states of convolutions or recurrences too), does not share.
     """
     if getattr(decoder, "is_gradient_checkpointing", False) and decoder.training:
         return False
     if decoder not in _is_same:
-        with without_dropout(decoder):
-            _is_same[decoder] = _takes_cache(decoder) and _agrees(decoder, input_ids[:2], attention_mask[:2], prefix)
+        try:
+            with trial(decoder):
+                _is_same[decoder] = _takes_cache(decoder) and _agrees(
+                    decoder, input_ids[:2], attention_mask[:2], prefix
+                )
+        except Exception as error:
+            _log.debug("each row is read whole: %s", error)
+            _is_same[decoder] = False
     return _is_same[decoder]
 
 
@@ -63,13 +72,12 @@ def read_shared(decoder: Any, input_ids: Tensor, attention_mask: Tensor, prefix:
 
 
 def _takes_cache(decoder: Any) -> bool:
-    if "past_key_values" not in inspect.signature(decoder.forward).parameters:
+    if "past_key_values" not in inspect.signature(decoder.forward).parameters or depends_on_length(decoder):
         return False
     layers = DynamicCache(config=decoder.config).layers
     return bool(layers) and all(type(layer) is DynamicLayer for layer in layers)
 
 
-@torch.no_grad()
 def _agrees(decoder: Any, input_ids: Tensor, attention_mask: Tensor, prefix: int) -> bool:
     end = prefix + _PROBE_TOKENS
     ids, mask = input_ids[:, :end], attention_mask[:, :end]

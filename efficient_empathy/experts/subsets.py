@@ -2,7 +2,7 @@
 
 import hashlib
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -32,7 +32,7 @@ class Chosen:
     own_train: int
     """Training examples of the subset itself: what the number of steps follows from, for a control as well."""
     read: dict[str, int]
-    """Examples read, by folder or file."""
+    """Examples read, by the name of the folder or file; with its parent's where two have one name."""
     rejected: dict[str, int]
     """Rows that could not be read, by reason."""
     selection: dict[str, Any]
@@ -60,7 +60,7 @@ def choose(data: Sequence[str], control: Control, holdout: float, seed: int) -> 
     rejected: Counter[str] = Counter()
     selection = _selection(data)
     own = _read(data, rejected)
-    read = {Path(name).name or name: len(examples) for name, examples in own.items()}
+    read = _counts(own)
     mine = [example for examples in own.values() for example in examples]
     kept, held_out = _split(mine, holdout)
     if not kept:
@@ -70,10 +70,15 @@ def choose(data: Sequence[str], control: Control, holdout: float, seed: int) -> 
     train = kept
     if control != "none":
         siblings = _read([str(folder) for folder in _siblings(data, control)], rejected)
-        read = {Path(name).name: len(examples) for name, examples in siblings.items()}
+        read = _counts(siblings)
         everything, held_out = _split([e for examples in siblings.values() for e in examples], holdout)
         train = _draw(everything, len(kept), seed) if control == "random" else everything
     return Chosen(train, held_out, len(kept), read, dict(rejected), selection)
+
+
+def some(examples: Iterable[Example], count: int) -> list[Example]:
+    """Some examples, the same ones for any seed: those that come first by the hash of their id."""
+    return sorted(examples, key=lambda example: sha256_bytes(example.id.encode()))[:count]
 
 
 def held_out_conversation(name: str, share: float) -> bool:
@@ -83,6 +88,16 @@ def held_out_conversation(name: str, share: float) -> bool:
 
 def _read(data: Iterable[str], rejected: Counter[str]) -> dict[str, list[Example]]:
     return {name: list(read_examples([name], "every-turn", rejected)) for name in data}
+
+
+def _counts(read: Mapping[str, Sequence[Example]]) -> dict[str, int]:
+    """How many examples each folder or file gave; those that share both names are counted together."""
+    twice = Counter(Path(name).name for name in read)
+    found: Counter[str] = Counter()
+    for name, examples in read.items():
+        path = Path(name)
+        found["/".join(path.parts[-2:]) if twice[path.name] > 1 else path.name or name] += len(examples)
+    return dict(found)
 
 
 def _split(examples: Iterable[Example], share: float) -> tuple[list[Example], list[Example]]:

@@ -48,7 +48,8 @@ def train_expert(request: ExpertRequest) -> Expert:
     Run again after a kill, it goes on from the last checkpoint, step for step as if it had not been killed.
 
     Raises:
-        EmpathyError: the folder exists already, there is nothing to train on, or the base cannot be loaded.
+        EmpathyError: the folder exists already, there is nothing to train on, the base cannot be loaded, or it reads fewer tokens
+            than an example may have.
     """
     if request.out.exists():
         raise EmpathyError(f"'{request.out}' is already there. Choose another folder with -o, or remove it first.")
@@ -71,7 +72,11 @@ def train_expert(request: ExpertRequest) -> Expert:
 
 
 def prepare(request: ExpertRequest) -> Prepared:
-    """Read, render and plan; load the base and put a fresh adapter on it."""
+    """Read, render and plan; load the base and put a fresh adapter on it.
+
+    Raises:
+        EmpathyError: as ``choose``, ``load_base`` and ``prepare_rows`` do.
+    """
     options = request.options
     base = find_base(options.base)
     chosen = choose(request.data, options.control, options.holdout, options.seed)
@@ -84,6 +89,9 @@ def add_adapter(model: Any, lora: LoraOptions, options: ExpertOptions) -> Any:
     """Put a LoRA adapter on all linears of a model but its head; nothing else is trained.
 
     Its first weights are drawn from the seed.
+
+    Raises:
+        EmpathyError: PEFT has no adapter for such a model.
     """
     from peft import LoraConfig, get_peft_model, prepare_model_for_kbit_training
 
@@ -105,7 +113,12 @@ def add_adapter(model: Any, lora: LoraOptions, options: ExpertOptions) -> Any:
         task_type="CAUSAL_LM",
     )
     model.config.use_cache = False
-    adapted = get_peft_model(model, config)
+    try:
+        adapted = get_peft_model(model, config)
+    except ValueError as error:
+        raise EmpathyError(
+            f"--base: PEFT cannot put an adapter on all linears of this model: {error} Choose another base."
+        ) from error
     if adapted.device.type == "cpu":
         draw_bytes(adapted)
     return adapted

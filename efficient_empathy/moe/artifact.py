@@ -11,10 +11,9 @@ from safetensors.torch import load, save
 from torch import Tensor
 
 from efficient_empathy.errors import EmpathyError
-from efficient_empathy.experts.artifact import CARD_FILE, LOG_FILE, base_of
+from efficient_empathy.experts.artifact import CARD_FILE, LOG_FILE, base_of, renderer_of
 from efficient_empathy.experts.bases import load_base
 from efficient_empathy.experts.models import LanguageModel
-from efficient_empathy.experts.rendering import Renderer
 from efficient_empathy.manifest import (
     MANIFEST,
     atomic_folder,
@@ -123,7 +122,7 @@ def load_mixture(folder: Path, given_base: str | None, device: str) -> LanguageM
             )
     base = base_of(mixture.base, given_base, folder)
     model, tokenizer = load_base(base, device)
-    renderer = renderer_of(mixture.renderer, tokenizer, str(folder))
+    renderer = renderer_of(mixture.renderer, tokenizer, folder)
     router = attach(model, adapters, RouterOptions(**mixture.router))
     _load_router(router, load((folder / ROUTER_FILE).read_bytes()), folder)
     fold(model, router)
@@ -139,20 +138,6 @@ def load_mixture(folder: Path, given_base: str | None, device: str) -> LanguageM
         "base": base.describe(),
     }
     return LanguageModel(folder.resolve().name, model.eval(), renderer, description)
-
-
-def renderer_of(recorded: dict[str, Any], tokenizer: Any, folder: str) -> Renderer:
-    """The renderer that something was trained with.
-
-    Raises:
-        EmpathyError: the tokenizer has another template now.
-    """
-    renderer = Renderer(tokenizer, recorded["max_tokens"], recorded["system"])
-    if renderer.template_hash != recorded["template_hash"]:
-        raise EmpathyError(
-            f"'{folder}' was trained with another chat template than its base has now. Use the base as it was then."
-        )
-    return renderer
 
 
 def _load_router(router: Router, tensors: dict[str, Tensor], folder: Path) -> None:

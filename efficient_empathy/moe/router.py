@@ -3,6 +3,7 @@
 import contextlib
 import re
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager
 from functools import partial
 from typing import Any
 
@@ -83,13 +84,16 @@ class Router(nn.Module):
     @contextlib.contextmanager
     def held(self, gates_BE: Tensor) -> Iterator[None]:
         """Route rows by gates that ``read_prompts`` gave."""
-        self._held_BE = gates_BE
+        before, self._held_BE = self._held_BE, gates_BE
         try:
             yield
         finally:
-            # With gradient checkpointing layers run once more, after the loss: then the gates must still be there.
-            if not torch.is_grad_enabled():
-                self._held_BE = None
+            self._held_BE = before
+
+    def kept(self) -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
+        """Contexts of a layer and of its repetition on the way back, which gets the gates of now; for checkpointing."""
+        gates_BE = self._held_BE
+        return contextlib.nullcontext(), contextlib.nullcontext() if gates_BE is None else self.held(gates_BE)
 
     @contextlib.contextmanager
     def uniform(self) -> Iterator[None]:
@@ -139,7 +143,8 @@ def attach(model: Any, adapters: Sequence[Adapter], options: RouterOptions) -> R
     Linears that are adapted and not routed (attention, with sites ``mlp``) get the same layer with equal, fixed gates.
 
     Raises:
-        EmpathyError: the model lacks a linear that an expert adapts, or nothing is left to route.
+        EmpathyError: the model lacks a linear that an expert adapts, nothing is left to route, or what would be routed belongs to
+            a sparse layer.
     """
     names = list(dict.fromkeys(name for adapter in adapters for name in adapter.pairs))
     modules = dict(model.named_modules())
@@ -148,6 +153,11 @@ def attach(model: Any, adapters: Sequence[Adapter], options: RouterOptions) -> R
     routed = [name for name in names if is_routed(name, options.sites)]
     if not routed:
         raise EmpathyError(f"the experts adapt nothing outside of attention ({names[0]}, …): use --sites all.")
+    if sparse := [name for name in routed if _is_of_many(name, modules)]:
+        raise EmpathyError(
+            f"the base's '{sparse[0]}' belongs to a sparse layer, whose linears see some tokens only: gates beside them are not "
+            "supported. Mix experts of a base with dense layers."
+        )
     pairs = {name: pairs_of(adapters, name) for name in names}
     gate_of = {name: gate_name(name, options) for name in routed}
     features = {gate: _features(gate, pairs, model) for gate in dict.fromkeys(gate_of.values())}
@@ -186,6 +196,13 @@ def fold(model: Any, router: Router) -> None:
 def is_routed(name: str, sites: Sites) -> bool:
     """Whether the linear of this name has a gate."""
     return sites == "all" or not _ATTENTION.search(name)
+
+
+def _is_of_many(name: str, modules: dict[str, nn.Module]) -> bool:
+    """Whether the linear of this name stands in a list within a decoder layer, as the experts of a sparse layer do."""
+    parts = name.split(".")
+    above = [".".join(parts[:count]) for count in range(1, len(parts))]
+    return sum(isinstance(modules[one], nn.ModuleList) for one in above) > 1
 
 
 def gate_name(name: str, options: RouterOptions) -> str:

@@ -7,9 +7,8 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from efficient_empathy.dialogues.types import Example
 from efficient_empathy.errors import EmpathyError
-from efficient_empathy.experts.artifact import LOG_FILE, base_of
+from efficient_empathy.experts.artifact import LOG_FILE, base_of, renderer_of
 from efficient_empathy.experts.bases import load_base
 from efficient_empathy.experts.batches import Rows
 from efficient_empathy.experts.fitting import (
@@ -22,10 +21,10 @@ from efficient_empathy.experts.fitting import (
     result_facts,
 )
 from efficient_empathy.experts.models import choose_device
-from efficient_empathy.experts.subsets import Chosen, choose
-from efficient_empathy.manifest import read_origin, sha256_bytes
+from efficient_empathy.experts.subsets import Chosen, choose, some
+from efficient_empathy.manifest import read_origin
 from efficient_empathy.moe.adapters import Adapter, read_adapters
-from efficient_empathy.moe.artifact import Mixture, renderer_of, write_mixture
+from efficient_empathy.moe.artifact import Mixture, write_mixture
 from efficient_empathy.moe.card import mixture_card
 from efficient_empathy.moe.module import MixtureModule
 from efficient_empathy.moe.options import MixtureOptions
@@ -123,34 +122,29 @@ def prepare_mixture(request: MixtureRequest) -> PreparedMixture:
     subsets = [choose([name], "none", holdout, options.seed) for name in request.data]
     base = base_of(adapters[0].expert.base, options.base, adapters[0].folder)
     model, tokenizer = load_base(base, choose_device(options.where.device), options.where.four_bit)
-    renderer = renderer_of(adapters[0].expert.renderer, tokenizer, str(adapters[0].folder))
-    if options.fit.gradient_checkpointing:
-        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    renderer = renderer_of(adapters[0].expert.renderer, tokenizer, adapters[0].folder)
     model.config.use_cache = False
     router = attach(model, adapters, options.router)
+    if options.fit.gradient_checkpointing:
+        model.gradient_checkpointing_enable(
+            gradient_checkpointing_kwargs={"use_reentrant": False, "context_fn": router.kept}
+        )
     rows = prepare_rows(base, chosen, model, renderer, options)
     if options.router.init == "prototypes":
         _paired(request, "--init prototypes takes the mean hidden state of each expert's subset")
         _log.info("prototypes: reading up to %d examples of each subset", _PROTOTYPE_ROWS)
-        start_at_prototypes(
-            model, router, [Rows.render(_some(one.train, _PROTOTYPE_ROWS), renderer) for one in subsets]
-        )
+        start_at_prototypes(model, router, [Rows.render(some(one.train, _PROTOTYPE_ROWS), renderer) for one in subsets])
     return PreparedMixture(rows, adapters, router, subsets, _prior(request, subsets), holdout)
 
 
 def held_out_rows(prepared: PreparedMixture, chosen: Chosen, options: MixtureOptions) -> Rows:
     """Held-out examples of one subset, as many at most as are measured during training."""
-    return Rows.render(_some(chosen.held_out, options.validation_examples), prepared.rows.renderer)
+    return Rows.render(some(chosen.held_out, options.validation_examples), prepared.rows.renderer)
 
 
 def _named(adapter: Adapter) -> dict[str, str]:
     origin = read_origin(adapter.folder)
     return {"name": adapter.name, "adapter": adapter.digest, **({"origin": origin} if origin else {})}
-
-
-def _some(examples: Sequence[Example], count: int) -> list[Example]:
-    """Some examples, the same ones for any seed."""
-    return sorted(examples, key=lambda example: sha256_bytes(example.id.encode()))[:count]
 
 
 def _holdout(adapters: Sequence[Adapter], options: MixtureOptions) -> float:

@@ -17,7 +17,8 @@ from efficient_empathy.experts.answers import AnswerJob, write_answers  # noqa: 
 from efficient_empathy.experts.contexts import ContextOptions  # noqa: E402
 from efficient_empathy.experts.decoding import Prompt, answer  # noqa: E402
 from efficient_empathy.experts.decoding_options import DecodingOptions  # noqa: E402
-from efficient_empathy.experts.models import LoadOptions, load_language_model  # noqa: E402
+from efficient_empathy.experts.models import LanguageModel, LoadOptions, load_language_model  # noqa: E402
+from efficient_empathy.experts.rendering import Renderer  # noqa: E402
 from efficient_empathy.manifest import changed_files, read_manifest  # noqa: E402
 
 TURNS = ("speaker", "listener")
@@ -177,6 +178,9 @@ def test_without_likelihoods_and_a_few_drawn(model, contexts, tmp_path):
 def test_prompts_and_answers_must_fit_the_model(model, tiny_lm, contexts, tmp_path):
     with pytest.raises(EmpathyError, match=r"reads 128 at most. Say --max-tokens 128"):
         write_answers(_job(contexts, tmp_path / "out"), load_language_model(str(tiny_lm)))
+    trained = LanguageModel("warm", model.model, Renderer(model.renderer.tokenizer, 512), {"kind": "expert"})
+    with pytest.raises(EmpathyError, match=r"'warm' reads 128 at most. Train it again, experts with --max-length 128"):
+        write_answers(_job(contexts, tmp_path / "out"), trained)
     with pytest.raises(EmpathyError, match="Lower --max-new-tokens"):
         write_answers(_job(contexts, tmp_path / "out", decoding=DecodingOptions(max_new_tokens=120)), model)
     assert not (tmp_path / "out").exists()

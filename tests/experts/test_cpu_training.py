@@ -52,6 +52,20 @@ def test_short_attention_is_sdpa_with_its_gradients(groups, kind, new, past, pad
         torch.testing.assert_close(one, other, atol=1e-5, rtol=1e-4)
 
 
+@pytest.mark.parametrize("masked", [True, False])
+def test_values_narrower_than_keys(masked):
+    """As multi-head latent attention has them (DeepSeek)."""
+    torch.manual_seed(0)
+    module = SimpleNamespace(num_key_value_groups=1, is_causal=True)
+    query, key = (torch.randn(2, 4, 7, 8) for _ in range(2))
+    value, mask = torch.randn(2, 4, 7, 5), _causal(7, 0, 3) if masked else None
+    found, _ = short_attention(module, query, key, value, mask)
+    expected = torch.nn.functional.scaled_dot_product_attention(query, key, value, mask, is_causal=not masked)
+    assert found.shape == (2, 7, 4, 5)
+    assert found.is_contiguous()  # as models expect it of sdpa
+    torch.testing.assert_close(found, expected.transpose(1, 2), atol=1e-5, rtol=1e-5)
+
+
 def test_a_query_that_sees_nothing_spoils_nothing():
     module = SimpleNamespace(num_key_value_groups=1, is_causal=True)
     query, key, value = torch.randn(3, 2, 1, 4, 8)
@@ -122,6 +136,19 @@ def test_a_training_on_a_cpu_has_the_gradients_that_it_would_have_anyway(make_ti
     for one, other in zip(found, expected, strict=True):
         assert float(other.abs().max()) > 1e-4
         torch.testing.assert_close(one, other, atol=1e-5, rtol=1e-4)
+
+
+def test_an_adapter_that_no_token_reaches_has_no_gradients(make_tiny_lm):
+    """As experts of a sparse layer have it, of which each token sees some only."""
+    model = _adapted(make_tiny_lm, lora_dropout=0.3)
+    layer = model.base_model.model.model.layers[0].mlp.up_proj
+    x = torch.zeros(0, 16, requires_grad=True)
+    with faster_on_cpu(model, half=False):
+        found = layer(x)
+        found.sum().backward()
+    assert found.shape == (0, 32)
+    assert x.grad.shape == (0, 16)
+    assert not any(bool(layer.get_parameter(f"lora_{side}.default.weight").grad.any()) for side in "AB")
 
 
 def test_in_bf16_gradients_differ_by_rounding_alone(make_tiny_lm):

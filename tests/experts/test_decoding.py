@@ -7,6 +7,7 @@ import pytest
 
 torch = pytest.importorskip("torch", reason="torch is part of the experts extra")
 
+from tiny_hybrids import HYBRIDS, make_hybrid  # noqa: E402
 from tiny_words import make_tokenizer  # noqa: E402
 
 from efficient_empathy.dialogues.types import Turn  # noqa: E402
@@ -74,6 +75,43 @@ def test_a_window_of_attention(make_tiny_lm, prompts):
     model = LanguageModel("window", MistralForCausalLM(config).eval(), Renderer(make_tokenizer(), 128), {})
     alone = answer(model, prompts, _with(batch_size=1, use_cache=False))
     assert answer(model, prompts, _with(batch_size=16)) == alone
+
+
+@pytest.mark.parametrize("name", [*HYBRIDS, "mamba"])
+def test_models_that_keep_other_states_than_keys_and_values(name, prompts, caplog):
+    model = LanguageModel(name, make_hybrid(name), Renderer(make_tokenizer(), 128), {})
+    some, options = prompts[:5], _with(max_new_tokens=8)
+    found = answer(model, some, options)
+    assert list(stream(model, some[0], options)) == found[0].tokens
+    assert sum("which is slow" in record.message for record in caplog.records) == 1
+    end = sorted(model.renderer.end_ids)
+    for prompt, ours in zip(some, found, strict=True):
+        ids = torch.tensor([prompt.tokens])
+        theirs = model.model.generate(
+            ids, attention_mask=torch.ones_like(ids), max_new_tokens=8, do_sample=False, eos_token_id=end
+        )[0, len(prompt.tokens) :].tolist()
+        assert ours.tokens == [token for token in theirs if token not in end]
+
+
+def test_answers_that_grow_to_where_all_keys_are_turned_by_other_angles():
+    from transformers import Phi3Config, Phi3ForCausalLM
+
+    torch.manual_seed(0)
+    size = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4}
+    factors = {"short_factor": [1.0] * 4, "long_factor": [4.0] * 4}
+    config = Phi3Config(
+        **size,
+        vocab_size=len(make_tokenizer()),
+        max_position_embeddings=128,
+        original_max_position_embeddings=16,
+        rope_scaling={"type": "longrope", **factors},
+        initializer_range=0.3,
+        pad_token_id=1,
+    )
+    model = LanguageModel("long", Phi3ForCausalLM(config).eval(), Renderer(make_tokenizer(), 128), {})
+    some = [Prompt(str(length), list(range(8, 8 + length))) for length in (4, 9, 14, 19)]
+    alone = answer(model, some, _with(max_new_tokens=10, batch_size=1, use_cache=False))
+    assert answer(model, some, _with(max_new_tokens=10)) == alone
 
 
 def test_draws_belong_to_the_row(tiny, prompts, greedy):

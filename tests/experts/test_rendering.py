@@ -6,6 +6,7 @@ from tiny_words import TEMPLATE, make_tokenizer
 from efficient_empathy.dialogues.types import Example, Turn
 from efficient_empathy.errors import EmpathyError
 from efficient_empathy.experts.rendering import Renderer, RowRefused
+from efficient_empathy.manifest import canonical_json, sha256_bytes
 
 
 def example(*texts, response="so sorry"):
@@ -99,6 +100,52 @@ def test_the_hash_names_template_and_instruction():
     }
     assert len(hashes) == 4
     assert Renderer(make_tokenizer(), 64).template_hash == Renderer(make_tokenizer(), 128).template_hash
+
+
+def test_a_template_that_asks_for_the_day_is_told_the_same_one_always():
+    asking = "{{ 'glad' if strftime_now('%d %b %Y') == '26 Jul 2024' else 'sad' }} "
+    renderer = Renderer(make_tokenizer(asking + TEMPLATE), system=None)
+    prompt, _ = renderer.prompt([Turn("speaker", "i lost")])
+    assert words(renderer, prompt) == ["glad", "<|user|>", "i", "lost", "<|end|>", "<|assistant|>"]
+    # A day that the template has by itself is its own affair.
+    own = "{% if date_string is not defined %}{% set date_string = 'maybe' %}{% endif %}{{ date_string }} "
+    renderer = Renderer(make_tokenizer(own + TEMPLATE), system=None)
+    assert words(renderer, renderer.prompt([Turn("speaker", "i lost")])[0])[0] == "maybe"
+
+
+def test_only_templates_that_ask_for_the_day_have_a_new_hash():
+    hashes = {
+        template: sha256_bytes(canonical_json([number, template, "glad"]))
+        for number, template in (
+            (1, TEMPLATE),
+            (1, "date_string " + TEMPLATE),
+            (2, "{{ strftime_now('%Y') }} " + TEMPLATE),
+        )
+    }
+    for template, expected in hashes.items():
+        assert Renderer(make_tokenizer(template), system="glad").template_hash == expected
+
+
+def test_a_context_of_which_nothing_is_left_is_refused():
+    user_first = "{% if messages[0]['role'] == 'assistant' %}{{ raise_exception('user first') }}{% endif %}"
+    renderer = Renderer(make_tokenizer(user_first + TEMPLATE), max_tokens=32, system=None)
+    alone = Example("d_turn:0", "d", 1, (Turn("listener", "how"),), "so sorry")
+    long = Example("d_turn:2", "d", 2, (Turn("speaker", "i " * 40), Turn("listener", "how")), "so sorry")
+    found = list(renderer.render_many([alone, example("i lost"), long]))
+    assert [each.reason if isinstance(each, RowRefused) else each.cut_turns for each in found] == [
+        "no-context",
+        0,
+        "no-context",
+    ]
+    with pytest.raises(RowRefused, match="no-context"):
+        renderer.prompt([])
+    with_system = Renderer(make_tokenizer(user_first + TEMPLATE), max_tokens=32, system="glad")
+    assert words(with_system, with_system.prompt(alone.context)[0]) == [
+        "<|system|>",
+        "glad",
+        "<|end|>",
+        "<|assistant|>",
+    ]
 
 
 def test_many_at_once_are_as_one_by_one():

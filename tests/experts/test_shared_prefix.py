@@ -7,6 +7,8 @@ import pytest
 torch = pytest.importorskip("torch", reason="torch is part of the experts extra")
 pytest.importorskip("transformers", reason="transformers is part of the experts extra")
 
+from tiny_hybrids import HYBRIDS, make_hybrid  # noqa: E402
+
 from efficient_empathy.experts.loss import IGNORED, response_nll  # noqa: E402
 from efficient_empathy.experts.shared_prefix import common_prefix  # noqa: E402
 
@@ -86,6 +88,29 @@ def test_a_model_that_sees_a_window_only_reads_all(make_tiny_lm):
     columns = Columns(model)
     response_nll(model, *rows, share=True)
     assert columns.seen == [(2, 20)]
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("name", HYBRIDS)
+def test_a_model_that_keeps_other_states_too_reads_all(name):
+    model, rows = make_hybrid(name), batch([20, 15], [14, 13], shared=11)
+    expected, _ = response_nll(model, *rows)
+    found, _ = response_nll(model, *rows, share=True)
+    assert torch.equal(found, expected)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("kind", ["dynamic", "longrope"])
+def test_a_model_whose_positions_depend_on_the_length_reads_all(make_tiny_lm, kind):
+    scaling = {"rope_type": "dynamic", "factor": 4.0}
+    if kind == "longrope":
+        scaling = {"rope_type": "longrope", "factor": 4.0, "short_factor": [1.0] * 4, "long_factor": [4.0] * 4}
+    model = make_tiny_lm(rope_scaling=scaling)  # beyond 128 tokens all keys are turned by other angles
+    response_nll(model, *batch([20, 15], [14, 13], shared=11), share=True)  # a model is tried once, on whatever comes
+    rows = batch([140, 138], [130, 130], shared=11)
+    expected, _ = response_nll(model, *rows)
+    found, _ = response_nll(model, *rows, share=True)
+    assert torch.equal(found, expected)
 
 
 @torch.no_grad()

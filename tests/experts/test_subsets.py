@@ -31,6 +31,18 @@ def test_random_draws_as_many_from_all_subsets_by_seed(subsets):
     assert ids(found.train) != ids(choose([str(subsets / "sensibility")], "random", 0.2, 1).train)
 
 
+def test_folders_of_one_name_are_counted_apart(subsets, tmp_path):
+    other = tmp_path / "other" / "sensibility"
+    other.mkdir(parents=True)
+    (other / "rows.jsonl").write_text('{"id": "a", "context": ["i lost"], "response": "so sorry"}\n')
+    data = [str(subsets / "sensibility"), str(other), str(subsets / "rationality")]
+    counts = {"subsets/sensibility": 60, "other/sensibility": 1, "rationality": 40}
+    assert choose(data, "none", 0.2, 0).read == counts
+    deeper = tmp_path / "deeper" / "other" / "sensibility"
+    shutil.copytree(other, deeper)
+    assert choose([*data, str(deeper)], "none", 0.2, 0).read == {**counts, "other/sensibility": 2}
+
+
 def test_full_and_union(subsets):
     data = [str(subsets / "sensibility")]
     own, union, full = (choose(data, control, 0.2, 0) for control in ("none", "union", "full"))

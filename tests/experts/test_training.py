@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from tiny_hybrids import make_hybrid
 from tiny_words import make_tokenizer
 
 torch = pytest.importorskip("torch", reason="torch is part of the experts extra")
@@ -20,7 +21,7 @@ from efficient_empathy.experts.artifact import read_expert  # noqa: E402
 from efficient_empathy.experts.checkpoints import SafeCheckpointIO  # noqa: E402
 from efficient_empathy.experts.loss import response_nll  # noqa: E402
 from efficient_empathy.experts.models import LoadOptions, load_language_model  # noqa: E402
-from efficient_empathy.experts.module import ResponseModule  # noqa: E402
+from efficient_empathy.experts.module import CsvLog, ResponseModule  # noqa: E402
 from efficient_empathy.experts.options import ExpertOptions, FitOptions, LoraOptions  # noqa: E402
 from efficient_empathy.experts.training import ExpertRequest, prepare, train_expert  # noqa: E402
 from efficient_empathy.manifest import changed_files  # noqa: E402
@@ -30,7 +31,7 @@ ROOT = Path(__file__).parents[2]
 
 def request(subsets, base, out, save_seconds=60.0, **fit):
     fit = {"batch_size": 4, "accumulate": 1, "learning_rate": 1e-2, "epochs": 2.0, "patience": 0, **fit}
-    options = ExpertOptions(base=str(base), holdout=0.2, fit=FitOptions(**fit))
+    options = ExpertOptions(base=str(base), max_tokens=128, holdout=0.2, fit=FitOptions(**fit))
     return ExpertRequest((str(subsets / "sensibility"),), out, options, save_seconds)
 
 
@@ -51,7 +52,7 @@ def gradients(subsets, base, tmp_path, batch_size, accumulate, dropout=0.0, chec
     fit = {"batch_size": batch_size, "accumulate": accumulate, "gradient_checkpointing": checkpointing}
     wanted = request(subsets, base, tmp_path / "x", **fit)
     lora = LoraOptions(dropout=dropout)
-    options = ExpertOptions(base=str(base), holdout=0.2, lora=lora, fit=wanted.options.fit)
+    options = ExpertOptions(base=str(base), max_tokens=128, holdout=0.2, lora=lora, fit=wanted.options.fit)
     prepared = prepare(ExpertRequest(wanted.data, wanted.out, options))
     module = ResponseModule(prepared.model, options.fit, 0)
     module.model.train()
@@ -95,6 +96,16 @@ def test_a_batch_without_rows_has_a_backward_pass_too(subsets, tiny_lm, tmp_path
     loss.backward()
     assert float(loss.detach()) == 0
     assert all(float(parameter.grad.abs().max()) == 0 for parameter in module.trained().values())
+
+
+def test_a_loss_without_gradients_is_no_batch_without_rows(subsets, tiny_lm, tmp_path, monkeypatch):
+    prepared = prepare(request(subsets, tiny_lm, tmp_path / "x"))
+    module = ResponseModule(prepared.model, FitOptions(), 0)
+    module._trainer = type("OneDevice", (), {"world_size": 1, "global_rank": 0})()
+    monkeypatch.setattr(module, "_nll", lambda *_: (torch.ones(2), torch.tensor([3, 2])))
+    loss = module.training_step({"step_tokens": 5}, 0)
+    with pytest.raises(RuntimeError, match="does not require grad"):
+        loss.backward()
 
 
 def test_only_the_adapter_is_trained_in_train_mode(subsets, tiny_lm, tmp_path):
@@ -198,6 +209,42 @@ def test_killed_and_resumed_it_goes_on_as_if_uninterrupted(expert, subsets, tiny
     assert [nll for _, nll in measured[0]] == pytest.approx([nll for _, nll in measured[1]], abs=1e-5)
 
 
+# A validation follows each step, or every second: of the latter none is saved before it.
+@pytest.mark.parametrize("fit", [{"validations": 5}, {"validations": 2}, {"validations": 5, "accumulate": 2}])
+def test_stopped_between_two_steps_it_goes_on_from_the_last(subsets, tiny_lm, tmp_path, monkeypatch, fit):
+    monkeypatch.setattr("efficient_empathy.experts.fitting._cpu_precision", lambda: "32-true")
+    ours, theirs = (request(subsets, tiny_lm, tmp_path / name, 0.0, max_steps=5, **fit) for name in ("a", "b"))
+    note = CsvLog.on_train_batch_end
+
+    def note_and_stop(self, trainer, *rest):
+        note(self, trainer, *rest)
+        if trainer.global_step == 4:
+            raise RuntimeError("stopped")
+
+    with monkeypatch.context() as context:
+        context.setattr(CsvLog, "on_train_batch_end", note_and_stop)
+        with pytest.raises(RuntimeError, match="stopped"):
+            train_expert(ours)
+    (path,) = ours.out.with_name("a.work").glob("last-*.safetensors")
+    assert SafeCheckpointIO().load_checkpoint(path)["global_step"] == 3
+    assert train_expert(ours).result == train_expert(theirs).result
+    assert losses(ours.out) == losses(theirs.out)
+
+
+def test_a_training_that_ended_early_is_not_trained_on_when_it_is_run_again(subsets, tiny_lm, tmp_path, monkeypatch):
+    monkeypatch.setattr("efficient_empathy.experts.fitting._cpu_precision", lambda: "32-true")
+    fit = {"learning_rate": 0.05, "validations": 26, "patience": 1}
+    ours, theirs = (request(subsets, tiny_lm, tmp_path / name, 0.0, **fit) for name in ("a", "b"))
+    with monkeypatch.context() as context:
+        context.setattr("efficient_empathy.experts.artifact.write_manifest", lambda *_: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            train_expert(ours)
+    assert list(ours.out.with_name("a.work").glob("last-*.safetensors"))
+    result = train_expert(ours).result
+    assert result == train_expert(theirs).result
+    assert result["steps"] < result["planned_steps"]
+
+
 def test_stopped_while_it_writes_it_leaves_no_half_folder_and_writes_it_when_run_again(
     subsets, tiny_lm, tmp_path, monkeypatch
 ):
@@ -246,6 +293,19 @@ def test_a_changed_file_or_another_base_is_refused(expert, tmp_path, make_tiny_l
     weights.write_bytes(data)
     with pytest.raises(EmpathyError, match=r"adapter_model.safetensors.*has changed"):
         load_language_model(str(copy))
+
+
+def test_examples_longer_than_the_base_reads_are_refused_before_training(subsets, tiny_lm, tmp_path):
+    options = ExpertOptions(base=str(tiny_lm), max_tokens=129, holdout=0.2)
+    with pytest.raises(EmpathyError, match=r"129 tokens, but 'tiny-lm' reads 128 at most.*--max-length 128"):
+        prepare(ExpertRequest((str(subsets / "sensibility"),), tmp_path / "x", options))
+
+
+def test_a_base_that_peft_has_no_adapter_for_is_refused(subsets, tmp_path):
+    make_hybrid("falcon-h1").save_pretrained(tmp_path / "base", safe_serialization=True)
+    make_tokenizer().save_pretrained(tmp_path / "base")
+    with pytest.raises(EmpathyError, match=r"PEFT cannot put an adapter.*'out_proj' is incompatible.*another base"):
+        prepare(request(subsets, tmp_path / "base", tmp_path / "x"))
 
 
 def test_an_existing_folder_is_left_alone(subsets, tiny_lm, tmp_path):

@@ -30,7 +30,7 @@ def unfiltered(subsets, tmp_path):
 @pytest.fixture
 def options(tiny_lm):
     fit = FitOptions(batch_size=2, accumulate=2, learning_rate=1e-2, epochs=1.0)
-    return ExpertOptions(base=str(tiny_lm), holdout=0.2, fit=fit)
+    return ExpertOptions(base=str(tiny_lm), max_tokens=128, holdout=0.2, fit=fit)
 
 
 def test_batches_are_those_of_filter_and_train_expert(unfiltered, options, scorer_folder, tmp_path):

@@ -141,7 +141,6 @@ def test_gates_of_whole_answers_are_those_of_the_prompt_alone(experts, tiny_lm):
     assert torch.allclose(found["prompt"].gates[:1], wanted, atol=1e-6)
     assert not torch.allclose(found["prompt"].gates[1:], wanted, atol=1e-2)
     with torch.no_grad(), pytest.raises(RuntimeError, match="routes by the prompt"):
-        model.mixture_router._held_BE = None
         model(ids)
 
 
@@ -177,6 +176,23 @@ def test_experts_that_do_not_fit_are_refused(experts, make_expert, make_tiny_lm,
         read_adapters([experts[0], make_expert(tmp_path / "dora", 1, dora=True)])
     with pytest.raises(EmpathyError, match="two experts are called 'sensibility'"):
         read_adapters([experts[0], make_expert(tmp_path / "sensibility", 1)])
+
+
+@pytest.mark.parametrize("kind", ["Olmoe", "Qwen2Moe"])
+def test_a_base_with_sparse_layers_is_refused(make_expert, tmp_path, kind):
+    import transformers
+    from tiny_words import make_tokenizer
+
+    size = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
+    config = getattr(transformers, f"{kind}Config")(
+        vocab_size=len(make_tokenizer()), **size, num_key_value_heads=1, num_experts=4, num_experts_per_tok=2
+    )
+    base = tmp_path / "sparse"
+    getattr(transformers, f"{kind}ForCausalLM")(config).save_pretrained(base, safe_serialization=True)
+    make_tokenizer().save_pretrained(base)
+    folders = [make_expert(tmp_path / name, seed, base=base) for seed, name in enumerate("ab")]
+    with pytest.raises(EmpathyError, match=r"'model.layers.0.mlp.experts.0.\w+' belongs to a sparse layer"):
+        mixture(base, folders)
 
 
 def test_options_that_mean_nothing_are_refused():
