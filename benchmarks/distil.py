@@ -1,6 +1,6 @@
 """How well 1,000 labels distil: the paper's judge scores, by conversation, on rows never trained on.
 
-    python benchmarks/distil.py [--effort normal|high] [--seeds 0,1,2] [--labels 1000]
+    python benchmarks/distil.py [--effort normal|high [--teacher ENCODER]] [--seeds 0,1,2] [--labels 1000]
 
 Each seed draws conversations until 1,000 rows are reached, runs the whole `ee-cli distill` command on them and scores all
 other rows with the scorer folder. Baselines are fitted on the same rows in the same run. The recipe was chosen on rows of
@@ -22,18 +22,23 @@ from efficient_empathy.distill.labels import load_labelled
 from efficient_empathy.distill.measuring import decision_rule, frozen_features
 from efficient_empathy.distill.quality import Judged, agreement
 from efficient_empathy.distill.rubric import Rubric
+from efficient_empathy.manifest import sha256_file
 
 LABELS = "ed_paper_scores.valid.jsonl.gz"
 POOL = "empathetic_dialogues.train.jsonl.gz"
+WEIGHTS = "model.safetensors"
 SHOWN = ("spearman/sensibility", "spearman/rationality", "decision/macro_f1", "decision/accuracy")
 
 
-def run_seed(rows: list[dict], seed: int, effort: str, count: int, folder: Path) -> dict:
-    taken, rest = draw_conversations(rows, count, seed)
+def run_seed(rows: list[dict], seed: int, options: argparse.Namespace, folder: Path) -> dict:
+    effort = options.effort
+    taken, rest = draw_conversations(rows, options.labels, seed)
     labels, out = write_jsonl(folder / f"labels-{seed}.jsonl", taken), folder / f"scorer-{effort}-{seed}"
     arguments = ["distill", "--labels", str(labels), "--seed", str(seed), "--effort", effort, "-o", str(out)]
     if effort == "high":
         arguments += ["--dialogues", str(DATA / POOL)]
+    if options.teacher:
+        arguments += ["--teacher", str(options.teacher)]
     cost = run_command(arguments)
     rubric = Rubric.load()
     train = load_labelled(labels, None, rubric)
@@ -79,6 +84,7 @@ def show(result: dict) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--effort", default="normal", choices=["normal", "high"])
+    parser.add_argument("--teacher", type=Path, help="with --effort high: folder of a larger encoder")
     parser.add_argument("--seeds", default="0,1,2")
     parser.add_argument("--labels", type=int, default=1000)
     parser.add_argument("--keep", type=Path, help="keep the scorer folders here")
@@ -87,13 +93,18 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as scratch:
         folder = options.keep or Path(scratch)
         folder.mkdir(parents=True, exist_ok=True)
-        name = f"distil-{options.effort}"
-        before = read_result(name)
-        # Seeds of another number of labels are another measurement.
-        done = {one["seed"]: one for one in before.get("seeds", []) if before["labels"] == options.labels}
+        name = f"distil-{options.effort}" + ("-teacher" if options.teacher else "")
+        teacher = options.teacher and {"name": options.teacher.name, "sha256": sha256_file(options.teacher / WEIGHTS)}
+        before, made = read_result(name), (options.labels, teacher)
+        # Seeds of another number of labels, or of another teacher, are another measurement.
+        done = {
+            one["seed"]: one for one in before.get("seeds", []) if made == (before["labels"], before.get("teacher"))
+        }
         for seed in map(int, options.seeds.split(",")):
-            done[seed] = run_seed(rows, seed, options.effort, options.labels, folder)
-            write_result(name, {"labels": options.labels, "seeds": [done[key] for key in sorted(done)]})
+            done[seed] = run_seed(rows, seed, options, folder)
+            write_result(
+                name, {"labels": options.labels, "teacher": teacher, "seeds": [done[key] for key in sorted(done)]}
+            )
         results = [done[key] for key in sorted(done)]
     print(f"\nmean over seeds {', '.join(str(result['seed']) for result in results)}; columns: {', '.join(SHOWN)}")
     for name in results[0]["systems"]:

@@ -206,7 +206,7 @@ def _torch_facts(torch: Any) -> dict[str, Any]:
         "threads": torch.get_num_threads(),
         "cuda": torch.cuda.get_device_name() if cuda else None,
         "bf16_cpu": bool(able.get("avx512_bf16") or able.get("amx_bf16")),
-        "bf16_cuda": bool(cuda and torch.cuda.is_bf16_supported()),
+        "bf16_cuda": bool(cuda and torch.cuda.is_bf16_supported(including_emulation=False)),
     }
 
 

@@ -141,6 +141,7 @@ TRAINING = {
     "--out": "o",
     "--examples": "last-turn",
     "--effort": "high",
+    "--teacher": "t",
     "--backbone": "b",
     "--layers": 3,
     "--epochs": 5,
@@ -183,6 +184,7 @@ def test_every_flag_of_distill_reaches_the_request(monkeypatch):
         examples="last-turn",
         options=DistillOptions(
             backbone="b",
+            teacher="t",
             layers=3,
             effort="high",
             max_tokens=64,

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Generic
 
 from efficient_empathy.distill.judges import Answer, Judge, NoAnswerError, Usage
-from efficient_empathy.distill.pricing import Price, bound_usage, estimate_usage
+from efficient_empathy.distill.pricing import Price, Purse, bound_usage, estimate_usage
 from efficient_empathy.distill.questions import Criteria, SubjectT
 from efficient_empathy.distill.store import LabelStore, StoredAnswer, answer_key
 from efficient_empathy.errors import EmpathyError
@@ -49,7 +49,8 @@ class Outcome:
     spent: float = 0.0
     """Dollars that all answers cost, those of earlier runs included; 0 where the price is not known."""
     unbilled: float = 0.0
-    """Dollars set aside for questions that timed out: a server may finish and bill an answer that nobody waits for."""
+    """Dollars set aside for attempts whose answer never came, those of earlier runs included: a server may finish and bill an
+    answer that nobody waits for."""
 
     def unscored(self) -> dict[str, int]:
         """Subjects that were asked about and have no scores, by reason, in alphabetical order."""
@@ -94,15 +95,26 @@ class Interview(Generic[SubjectT]):
             return self.price.cost(estimate_usage(subject, self.criteria, answer.raw))
         return self.price.cost(answer.usage)
 
-    def ask(self, subject: SubjectT) -> StoredAnswer:
-        """Ask one question and keep the answer; runs in a thread of its own."""
-        answer = self.judge.ask(subject, self.criteria)
+    def ask(self, subject: SubjectT, lose: Callable[[float], bool]) -> StoredAnswer:
+        """Ask one question and keep the answer; runs in a thread of its own.
+
+        Args:
+            subject: what is asked about.
+            lose: books the dollars of an attempt whose answer never came, and says whether another may follow.
+        """
+
+        def on_lost() -> bool:
+            usd = self.bound(subject)
+            self.store.put_lost(answer_key(subject, self.criteria, self.judge), usd)
+            return lose(usd or 0.0)
+
+        answer = self.judge.ask(subject, self.criteria, on_lost)
         return self.store.put(subject, self.criteria, self.judge, answer, self.cost(subject, answer))
 
-    def bound(self, subject: SubjectT) -> float:
-        """Dollars to set aside for a question under way; 0 without a limit."""
-        if self.price is None or self.max_usd is None:
-            return 0.0
+    def bound(self, subject: SubjectT) -> float | None:
+        """Dollars that one attempt at a question can cost; None when the price is not known."""
+        if self.price is None:
+            return None
         return self.price.cost(bound_usage(subject, self.criteria, self.judge.max_completion_tokens))
 
 
@@ -156,7 +168,10 @@ def ask_about(
     outcome = Outcome()
     waiting = []
     for subject in subjects:
-        earlier = list(interview.store.all_of(answer_key(subject, interview.criteria, interview.judge)))
+        key = answer_key(subject, interview.criteria, interview.judge)
+        lost = [interview.bound(subject) if usd is None else usd for usd in interview.store.lost(key)]
+        outcome.unbilled += sum(usd or 0.0 for usd in lost)
+        earlier = list(interview.store.all_of(key))
         for stored in earlier:
             # An answer from before its price was known is priced now.
             cost = interview.cost(subject, stored.answer) if stored.usd is None else stored.usd
@@ -174,6 +189,11 @@ def ask_about(
 
     report(outcome)
     ask_all(interview, waiting, outcome, report)
+    if outcome.unbilled and interview.max_usd is not None:
+        _logger.warning(
+            "$%.4f of --max-usd are set aside for attempts whose answer never came, since they may be billed",
+            outcome.unbilled,
+        )
     return outcome
 
 
@@ -200,6 +220,7 @@ def ask_all(
     """
     waiting = iter(subjects)
     following = next(waiting, None)
+    purse = Purse(interview.max_usd, outcome.spent + outcome.unbilled)
     reserved: dict[Future[StoredAnswer], tuple[SubjectT, float]] = {}
     in_a_row = 0
     # That a model thinks first, and so costs more, shows with its first answer: until then one question is under way.
@@ -209,22 +230,20 @@ def ask_all(
     try:
         while following is not None or reserved:
             while following is not None and len(reserved) < at_once:
-                bound = interview.bound(following)
-                under_way = sum(usd for _, usd in reserved.values())
-                taken = outcome.spent + outcome.unbilled + under_way + bound
-                if interview.max_usd is not None and taken > interview.max_usd:
+                bound = interview.bound(following) or 0.0
+                if not purse.take(bound):
                     # Answers under way mostly cost less than was set aside: with them in, this one may still fit.
                     break
-                reserved[executor.submit(interview.ask, following)] = (following, bound)
+                reserved[executor.submit(interview.ask, following, purse.lose)] = (following, bound)
                 outcome.asked += 1
                 following = next(waiting, None)
             if not reserved:
                 break
             for future in wait(reserved, return_when=FIRST_COMPLETED).done:
                 subject, bound = reserved.pop(future)
+                before = outcome.spent
                 in_a_row = 0 if _settle(future, subject, outcome) else in_a_row + 1
-                if outcome.failures.get(subject.digest) == "timeout":
-                    outcome.unbilled += bound
+                purse.give_back(bound - (outcome.spent - before))
                 at_once = interview.judge.concurrency
                 report(outcome)
             if in_a_row >= _GIVE_UP_AFTER:
@@ -239,6 +258,7 @@ def ask_all(
             interview.judge.stop()
         # Answers under way are paid for: they are waited for and kept.
         executor.shutdown(wait=True, cancel_futures=True)
+        outcome.unbilled += purse.lost
 
 
 def _settle(future: Future[StoredAnswer], subject: SubjectT, outcome: Outcome) -> bool:

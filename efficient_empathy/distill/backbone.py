@@ -74,7 +74,7 @@ def open_backbone(name: str, max_tokens: int, layers: int | None = None) -> Back
     if None in special.values():
         missing = ", ".join(key for key, value in special.items() if value is None)
         raise EmpathyError(
-            f"'{name}' has no {missing} token: it is not an encoder of the BERT kind. Choose another --backbone."
+            f"'{name}' has no {missing} token: it is not an encoder of the BERT kind. Choose another one."
         )
     fast = tokenizer.backend_tokenizer
     fast.no_padding()
@@ -98,7 +98,7 @@ def load_encoder(backbone: Backbone) -> Any:
         encoder, loading = AutoModel.from_pretrained(backbone.source, **arguments)
     except (OSError, ValueError, SafetensorError) as error:
         raise EmpathyError(
-            f"--backbone: the weights of '{backbone.name}' cannot be loaded: {str(error).splitlines()[0]} They must be in "
+            f"the weights of '{backbone.name}' cannot be loaded: {str(error).splitlines()[0]} They must be in "
             "safetensors."
         ) from error
     finally:
@@ -118,11 +118,11 @@ def _load_config_and_tokenizer(source: str) -> tuple[Any, Any]:
         tokenizer = AutoTokenizer.from_pretrained(source, use_fast=True, trust_remote_code=False)
     except (OSError, ValueError) as error:
         raise EmpathyError(
-            f"--backbone: '{source}' is neither a folder with a model nor a model the Hub has ({error}). "
-            f"Without a network use the default, '{DEFAULT_BACKBONE}', or a local folder."
+            f"'{source}' is neither a folder with a model nor a model the Hub has ({error}). "
+            f"Without a network name a local folder; the default --backbone, '{DEFAULT_BACKBONE}', needs none."
         ) from error
     if not getattr(tokenizer, "is_fast", False):
-        raise EmpathyError(f"--backbone: '{source}' has no fast tokenizer (tokenizer.json), which the scorer needs.")
+        raise EmpathyError(f"'{source}' has no fast tokenizer (tokenizer.json), which the scorer needs.")
     return config, tokenizer
 
 

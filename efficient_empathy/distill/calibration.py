@@ -7,6 +7,7 @@ import numpy as np
 
 from efficient_empathy.distill.batches import split_by_conversation
 from efficient_empathy.distill.training import mean_spearman
+from efficient_empathy.scorer.artifact import Scale
 
 _STEEPEST = 10.0
 """Outputs that vary so much less than the judge's scores are noise, and rounding with it, that is not to be blown up."""
@@ -42,7 +43,15 @@ def fit_calibration(raw: np.ndarray, scores: np.ndarray) -> Calibration:
     return Calibration(slope, scores.mean(0) - slope * raw.mean(0))
 
 
-def cross_fitted(epochs: Sequence[np.ndarray], scores: np.ndarray, groups: Sequence[str], seed: int) -> np.ndarray:
+def within(scores: np.ndarray, scales: tuple[Scale, ...]) -> np.ndarray:
+    """Scores (n, d) held within the ends of their scales, as the shipped graph holds its own."""
+    low, high = (np.array([getattr(scale, end) for scale in scales], scores.dtype) for end in ("low", "high"))
+    return np.clip(scores, low, high)
+
+
+def cross_fitted(
+    epochs: Sequence[np.ndarray], scores: np.ndarray, groups: Sequence[str], scales: tuple[Scale, ...], seed: int
+) -> np.ndarray:
     """Scores for held-out rows as a user would get them, with nothing chosen on the rows themselves.
 
     The rows are halved by conversation. Epoch and calibration for one half are chosen on the other.
@@ -51,14 +60,15 @@ def cross_fitted(epochs: Sequence[np.ndarray], scores: np.ndarray, groups: Seque
         epochs: raw outputs after each epoch, each (n, d).
         scores: the judge's scores, (n, d).
         groups: the conversation of each row.
+        scales: the dimensions.
         seed: of the halving.
 
     Returns:
-        Scores, float (n, d).
+        Scores, float (n, d), within their scales.
     """
     halves = split_by_conversation(groups, 0.5, seed)
     found = np.zeros_like(scores, dtype=np.float64)
     for here, there in (halves, halves[::-1]):
         best = int(np.argmax([mean_spearman(raw[there], scores[there]) for raw in epochs]))
         found[here] = fit_calibration(epochs[best][there], scores[there]).apply(epochs[best][here])
-    return found
+    return within(found, scales)

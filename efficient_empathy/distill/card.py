@@ -6,6 +6,7 @@ from typing import Any
 
 from efficient_empathy.manifest import write_atomic
 from efficient_empathy.scorer.artifact import ScorerSpec
+from efficient_empathy.selection.report import quality_table
 
 
 def write_card(folder: Path, spec: ScorerSpec, manifest: Mapping[str, Any]) -> None:
@@ -18,20 +19,6 @@ def write_card(folder: Path, spec: ScorerSpec, manifest: Mapping[str, Any]) -> N
     """
     parts = [_head(spec, manifest), _use(spec), _data(manifest), _quality(spec), _parity(spec), _limits(spec)]
     write_atomic(folder / "README.md", ("\n\n".join(parts) + "\n").encode())
-
-
-def quality_table(quality: Mapping[str, Any]) -> list[list[str]]:
-    """The quality section as rows of text, the header first: one row a figure, one column a system."""
-    systems = quality["systems"]
-    rows = [["figure", *systems]]
-    for metric in next(iter(systems.values())):
-        cells = [_figure(figures[metric]) for figures in systems.values()]
-        rows.append([metric.replace("/", " ").replace("_", "-"), *cells])
-    return rows
-
-
-def _figure(figure: Mapping[str, float]) -> str:
-    return f"{figure['value']:.3f} [{figure['low']:.3f}, {figure['high']:.3f}]"
 
 
 def _head(spec: ScorerSpec, manifest: Mapping[str, Any]) -> str:

@@ -126,6 +126,11 @@ def _rejected(rejected: dict[str, int]) -> list[str]:
     show_default=True,
     help="high also learns from the unlabelled dialogues: better scores, several times the time.",
 )
+@click.option(
+    "--teacher",
+    metavar="ENCODER",
+    help="With --effort high: a larger encoder to learn from as well, a folder or a Hub id; the scorer stays small.",
+)
 @click.option("--backbone", default=DEFAULT_BACKBONE, show_default=True, help="minilm, a folder, or a Hub id.")
 @click.option(
     "--layers",
@@ -183,7 +188,7 @@ def distill_command(**values: Any) -> None:
 
 def _distill_options(values: dict[str, Any]) -> DistillOptions:
     training = TrainingOptions() if values["epochs"] is None else TrainingOptions(epochs=values["epochs"])
-    names = ("backbone", "layers", "effort", "holdout", "seed", "fp16")
+    names = ("backbone", "teacher", "layers", "effort", "holdout", "seed", "fp16")
     given = {name: values[name] for name in names}
     fast = FastOptions(rated_examples=values["fast_examples"])
     # --max-tokens is the judge's: the length of its answers.

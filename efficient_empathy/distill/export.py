@@ -10,11 +10,16 @@ import numpy as np
 import torch
 
 from efficient_empathy.distill.student import Student
+from efficient_empathy.distill.training import choose_precision
 from efficient_empathy.errors import EmpathyError
 from efficient_empathy.scorer.batching import token_budget_batches
 from efficient_empathy.scorer.encoding import Encoded
 from efficient_empathy.scorer.session import open_session, run_batch
 
+LEAST_SPEARMAN = 0.99
+"""With fp32, in each dimension: of the gate that int8 and fp16 have to pass."""
+MOST_FLIPS = 0.01
+"""Share of decisions that may differ from fp32's, of the same gate."""
 _OPSET = 17
 _FP32_TOLERANCE = 1e-4
 _MAX_BATCH_TOKENS = 2048
@@ -67,17 +72,27 @@ def torch_scores(student: Student, encoded: Encoded, pad: int) -> np.ndarray:
 
 
 def probabilities(student: Student, encoded: Encoded, pad: int) -> np.ndarray:
-    """Probabilities by the torch model that each example's scores are more than each point, float32 (n, points)."""
-    return _in_batches(student, student.probabilities, encoded, pad)
+    """Probabilities by the torch model that each example's scores are more than each point, float32 (n, points).
+
+    Computed where and in the precision that students are trained: on a GPU where there is one, in bf16 where it pays. The student
+    is on the CPU afterwards.
+    """
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    student.to(device)
+    with torch.autocast(device, torch.bfloat16, enabled=choose_precision() == "bf16-mixed"):
+        found = _in_batches(student, student.probabilities, encoded, pad)
+    student.cpu()
+    return found
 
 
 def _in_batches(student: Student, run: Callable[..., torch.Tensor], encoded: Encoded, pad: int) -> np.ndarray:
     student.eval()
+    device = student.head.weight.device
     found: dict[int, np.ndarray] = {}
     with torch.inference_mode():
         for rows in token_budget_batches(encoded.lengths, _MAX_BATCH_TOKENS):
-            batch = {name: torch.from_numpy(array) for name, array in encoded.batch(rows, pad).items()}
-            found.update(zip(rows.tolist(), run(**batch).numpy(), strict=True))
+            batch = {name: torch.from_numpy(array).to(device) for name, array in encoded.batch(rows, pad).items()}
+            found.update(zip(rows.tolist(), run(**batch).float().cpu().numpy(), strict=True))
     return np.stack([found[row] for row in range(len(encoded.ids))])
 
 

@@ -64,9 +64,9 @@ class PoolParts:
     """The unlabelled examples by what may be done with them."""
 
     learnt: Sequence[Example]
-    """May be learnt from."""
+    """May be learnt from; of no conversation that is held out."""
     unseen: Sequence[Example]
-    """What is exported is compared and calibrated on them."""
+    """What is exported is compared and calibrated on them; of no conversation that was trained on."""
 
 
 def make_fast_tier(
@@ -108,7 +108,8 @@ def make_fast_tier(
         return None
     if not parts.unseen:
         _log.info(
-            "no fast tier: all unlabelled dialogues belong to one conversation, and some must be kept to compare on"
+            "no fast tier: some unlabelled dialogues must be kept to compare on, and all belong to one conversation or to those "
+            "that were trained on"
         )
         return None
     precision = "int8" if "int8" in tiers else "fp32"

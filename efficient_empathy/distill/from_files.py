@@ -13,12 +13,12 @@ from efficient_empathy.dialogues.types import Example
 from efficient_empathy.distill.asking import Progress
 from efficient_empathy.distill.choosing import choose_examples
 from efficient_empathy.distill.labelling import label, read_examples
-from efficient_empathy.distill.labels import load_labelled
+from efficient_empathy.distill.labels import label_manifest, load_labelled
 from efficient_empathy.distill.options import JudgeOptions
 from efficient_empathy.distill.rubric import Rubric
 from efficient_empathy.distill.settings import COMPARED_EXAMPLES, DistillOptions
 from efficient_empathy.errors import EmpathyError, require
-from efficient_empathy.manifest import sha256_file
+from efficient_empathy.manifest import read_manifest_file, sha256_file
 from efficient_empathy.scorer.artifact import ScorerSpec
 from efficient_empathy.scorer.runfolder import hashed_inputs
 
@@ -38,7 +38,7 @@ class DistillRequest:
     judging: JudgeOptions | None = None
     """The judge to ask; None where there is a label file."""
     rubric: Path | None = None
-    """YAML file of the rubric; None for the paper's two dimensions."""
+    """YAML file of the rubric; None for the one that ``judging`` names, else for the paper's two dimensions."""
     examples: ExampleMode = "every-turn"
     """Which listener turns of a dialogue are taken."""
     options: DistillOptions = field(default_factory=DistillOptions)
@@ -49,6 +49,13 @@ class DistillRequest:
             raise EmpathyError("say where the labels come from: --labels FILE or --judge KIND:MODEL, one of the two.")
         if self.judging is not None and not self.dialogues:
             raise EmpathyError("--judge needs dialogues to judge: name them with --dialogues.")
+        if self.judging is not None and self.rubric is None:
+            object.__setattr__(self, "rubric", self.judging.rubric)
+        if self.judging is not None and self.rubric != self.judging.rubric:
+            judged_by = f"'{self.judging.rubric}'" if self.judging.rubric else "the paper's two dimensions"
+            raise EmpathyError(
+                f"rubric is '{self.rubric}', but the judge would be asked by {judged_by}: give judging the same rubric."
+            )
 
     @property
     def label_file(self) -> Path:
@@ -61,19 +68,29 @@ def distill_from_files(request: DistillRequest, progress: Callable[[Progress], N
 
     Raises:
         EmpathyError: as ``label``, ``load_labelled`` and ``pipeline.distill`` do; the output folder exists already, or the
-            spending limit left examples over.
+            spending limit left examples over. What is known beforehand to stop the training is said before a judge is asked.
     """
     if request.out.exists():
         raise EmpathyError(f"'{request.out}' is already there. Choose another folder with -o, or remove it first.")
     require("torch", "distill", "training a scorer")
-    from efficient_empathy.distill.pipeline import LabelledData, distill
+    from efficient_empathy.distill.backbone import open_backbone
+    from efficient_empathy.distill.pipeline import LEAST_LABELS, LabelledData, distill
 
     rubric = Rubric.load(request.rubric)
     provenance: dict[str, Any] = {}
     if request.judging is not None:
+        if request.judging.budget < LEAST_LABELS:
+            raise EmpathyError(
+                f"--budget {request.judging.budget}: at least {LEAST_LABELS} labelled examples are needed to train and measure a "
+                "scorer, a few hundred to a thousand are advised."
+            )
+        options = request.options
+        open_backbone(options.backbone, options.max_tokens, options.layers)
+        if options.teacher is not None:
+            open_backbone(options.teacher, options.max_tokens)
         answers = label(request.dialogues, request.label_file, request.judging, request.examples, progress)
         provenance |= {
-            "judge": request.judging.judge,
+            **_named_judge(request.label_file),
             "asked": {name: value for name, value in asdict(answers).items() if not isinstance(value, Path)},
         }
         if answers.not_asked:
@@ -99,6 +116,14 @@ def distill_from_files(request: DistillRequest, progress: Callable[[Progress], N
 def _warn(what: str, counts: Mapping[str, int]) -> None:
     if counts:
         _log.warning("%s: %s", what, ", ".join(f"{count} {reason}" for reason, count in sorted(counts.items())))
+
+
+def _named_judge(labels: Path) -> dict[str, str]:
+    """The judge by its name, which holds no path; where it is a file or a folder, its weights by their hash."""
+    judge = read_manifest_file(label_manifest(labels))["judge"]
+    weights = judge.get("weights")
+    by_hash = weights is not None and not judge["name"].endswith(weights)  # of a Hub id there is only the name
+    return {"judge": judge["name"], **({"judge_weights": weights} if by_hash else {})}
 
 
 def _named_inputs(dialogues: tuple[str, ...]) -> list[dict[str, Any]]:

@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from efficient_empathy.distill.export import onnx_scores
+from efficient_empathy.distill.export import LEAST_SPEARMAN, MOST_FLIPS, onnx_scores
 from efficient_empathy.distill.quality import spearman
 from efficient_empathy.errors import EmpathyError
 from efficient_empathy.scorer.encoding import Encoded
@@ -23,8 +23,6 @@ from efficient_empathy.scorer.session import open_session
 
 _ENCODER = "/encoder/"
 """Start of the names of the nodes that stem from ``Student.encoder``."""
-_LEAST_SPEARMAN = 0.99
-_MOST_FLIPS = 0.01
 _LARGEST = float(np.finfo(np.float16).max)
 _FILE = "transformer.fp16.onnx"
 _log = logging.getLogger(__name__)
@@ -46,9 +44,7 @@ class HalfParity:
     @property
     def passed(self) -> bool:
         """Whether the file may be shipped."""
-        return (
-            self.largest_difference is not None and min(self.spearman) >= _LEAST_SPEARMAN and self.flips <= _MOST_FLIPS
-        )
+        return self.largest_difference is not None and min(self.spearman) >= LEAST_SPEARMAN and self.flips <= MOST_FLIPS
 
     def describe(self) -> str:
         """The figures in words."""

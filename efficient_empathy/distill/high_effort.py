@@ -1,33 +1,36 @@
 """``--effort high``: the unlabelled dialogues teach too, and what ships is still one student of the same size.
 
-1. Several teachers are tuned on the labels, from different seeds.
+1. Several teachers are tuned on the labels, from different seeds; some may be made from a larger encoder.
 2. Their mean probabilities for pool examples become labels of a second kind, soft ones.
 3. One student learns from those and the judge's labels together.
 
-Each teacher's ratings are kept in ``OUT.work/`` until the scorer folder is there, so a run that was killed repeats one
-teacher at most.
+Each teacher's ratings, and then the student, are kept in ``OUT.work/`` until the scorer folder is there: a run that was killed
+repeats the training that it was at, and of what follows the trainings all.
 """
 
 import hashlib
 import logging
-from collections.abc import Iterable, Sequence
-from dataclasses import asdict
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import numpy as np
+import torch
 
 from efficient_empathy.dialogues.types import Example
-from efficient_empathy.distill.backbone import Backbone
+from efficient_empathy.distill.backbone import Backbone, open_backbone
 from efficient_empathy.distill.batches import EncodedRows
 from efficient_empathy.distill.export import probabilities
-from efficient_empathy.distill.settings import DistillOptions
+from efficient_empathy.distill.settings import DistillOptions, TrainingOptions
 from efficient_empathy.distill.stages import Stages
+from efficient_empathy.distill.student import Student
 from efficient_empathy.distill.students import Split, TrainedStudent, facts_of, new_student
-from efficient_empathy.distill.training import train_student
+from efficient_empathy.distill.training import Trained, train_student
 from efficient_empathy.manifest import versions
 from efficient_empathy.scorer.artifact import Scale
-from efficient_empathy.scorer.encoding import Encoded, Encoder
+from efficient_empathy.scorer.encoding import Encoder
 
+_WEIGHTS = "student."
 _log = logging.getLogger(__name__)
 
 
@@ -53,34 +56,85 @@ def train_high(
     plan, training = options.pool, options.training
     drawn = np.random.default_rng(options.seed).permutation(len(pool))[: plan.rated_examples]
     chosen = [pool[index] for index in drawn]
+    stages = Stages(work, versions("torch", "transformers"))
+    kinds = _kinds_of_teachers(backbone, options)
+    # A mean of means: the few of a larger encoder have as much say as the many of a small one.
+    ratings = np.mean([_mean_ratings(split, chosen, scales, kind, stages) for kind in kinds], axis=0)
     rated = Encoder(backbone.tokenizer, backbone.encoding).encode(chosen)
-    ratings = _mean_ratings(labelled, rated, scales, backbone, options, work)
     student = new_student(backbone, scales, training.dropout, options.seed)
     both = labelled.with_rows(EncodedRows(rated, ratings, labelled.pad))
-    trained = train_student(student, both, validation, plan.student_training(training), options.seed, "student")
+    trained = _train_final(student, both, validation, plan.student_training(training), options.seed, stages)
     facts = {
         **facts_of(student, trained),
-        "teachers": plan.teachers,
+        "teachers": sum(len(kind.seeds) for kind in kinds),
         "rated_pool_examples": len(chosen),
     }
     return TrainedStudent(student, split, trained.outputs, trained.best_epoch, facts)
 
 
-def _mean_ratings(
-    labelled: EncodedRows,
-    rated: Encoded,
-    scales: tuple[Scale, ...],
-    backbone: Backbone,
-    options: DistillOptions,
-    work: Path,
-) -> np.ndarray:
-    """The teachers' mean probabilities for some encoded examples, float32 (n, points)."""
-    teachers, training = options.pool.teachers, options.training
-    stages = Stages(work, versions("torch", "transformers"))
+def _train_final(
+    student: Student,
+    rows: EncodedRows,
+    validation: EncodedRows,
+    training: TrainingOptions,
+    seed: int,
+    stages: Stages,
+) -> Trained:
+    """Tune the student that ships, in place, or take it as an earlier run left it."""
 
-    def ratings_of(seed: int) -> np.ndarray:
+    def train() -> dict[str, torch.Tensor]:
+        trained = train_student(student, rows, validation, training, seed, "student")
+        outputs = torch.from_numpy(np.stack(trained.outputs))
+        return {"outputs": outputs, "best_epoch": torch.tensor(trained.best_epoch), **_prefixed(student.state_dict())}
+
+    depends = {
+        "start": _digest_of_weights(student),
+        "rows": _digest([*rows.encoded.ids, rows.targets.numpy()]),
+        "validation": _digest([*validation.encoded.ids, validation.targets.numpy()]),
+        "training": asdict(training),
+    }
+    found = stages.tensors("student", depends, train)
+    weights = {name.removeprefix(_WEIGHTS): value for name, value in found.items() if name.startswith(_WEIGHTS)}
+    student.load_state_dict(weights)
+    student.eval()
+    return Trained(list(found["outputs"].numpy()), int(found["best_epoch"]))
+
+
+def _prefixed(weights: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    return {_WEIGHTS + name: value for name, value in weights.items()}
+
+
+@dataclass(frozen=True)
+class _Teachers:
+    """Some teachers of one kind: what they are made from, how they are tuned, and the seed of each."""
+
+    backbone: Backbone
+    training: TrainingOptions
+    seeds: range
+
+
+def _kinds_of_teachers(backbone: Backbone, options: DistillOptions) -> list[_Teachers]:
+    plan, training = options.pool, options.training
+    first = options.seed + 1
+    kinds = [_Teachers(backbone, training, range(first, first + plan.teachers))]
+    if options.teacher is not None:
+        larger = open_backbone(options.teacher, options.max_tokens)
+        slower = replace(training, learning_rate=plan.larger_learning_rate)
+        kinds.append(_Teachers(larger, slower, range(first, first + plan.larger_teachers)))
+    return kinds
+
+
+def _mean_ratings(
+    split: Split, chosen: Sequence[Example], scales: tuple[Scale, ...], teachers: _Teachers, stages: Stages
+) -> np.ndarray:
+    """The mean probabilities of teachers of one kind for some examples, float32 (n, points)."""
+    backbone, training = teachers.backbone, teachers.training
+    labelled, _ = split.encode(scales, backbone)
+    rated = Encoder(backbone.tokenizer, backbone.encoding).encode(chosen)
+
+    def ratings_of(number: int, seed: int) -> np.ndarray:
         teacher = new_student(backbone, scales, training.dropout, seed)
-        name = f"teacher {seed - options.seed} of {teachers}"
+        name = f"teacher {number} of {len(teachers.seeds)}, {Path(backbone.name).name}"
 
         def rate() -> np.ndarray:
             train_student(teacher, labelled, None, training, seed, name)
@@ -88,15 +142,19 @@ def _mean_ratings(
             return probabilities(teacher, rated, labelled.pad)
 
         depends = {
-            "start": _digest(teacher.state_dict()[key].numpy() for key in sorted(teacher.state_dict())),
+            "start": _digest_of_weights(teacher),
             "labels": _digest([*labelled.encoded.ids, labelled.targets.numpy()]),
             "rated": _digest(rated.ids),
             "training": asdict(training),
         }
         return stages.array(f"ratings-{seed}", depends, rate)
 
-    seeds = range(options.seed + 1, options.seed + 1 + teachers)
-    return np.mean([ratings_of(seed) for seed in seeds], axis=0)
+    return np.mean([ratings_of(*one) for one in enumerate(teachers.seeds, 1)], axis=0)
+
+
+def _digest_of_weights(student: Student) -> str:
+    weights = student.state_dict()
+    return _digest(weights[name].numpy() for name in sorted(weights))
 
 
 def _digest(arrays: Iterable[np.ndarray]) -> str:

@@ -1,6 +1,6 @@
 """What a judge is: something that answers one question about one subject, and how it is named on the command line."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -41,6 +41,15 @@ class Answer:
     def __post_init__(self) -> None:
         if (self.scores is None) == (self.reason is None):
             raise ValueError("an answer has either scores or a reason why it has none")
+
+
+OnLost = Callable[[], bool]
+"""Told of an attempt that was sent and whose answer never came, though it may be billed; says whether to send again."""
+
+
+def send_again() -> bool:
+    """An ``OnLost`` that counts nothing and always sends again."""
+    return True
 
 
 BUSY = frozenset({408, 409, 425, 429})
@@ -91,8 +100,13 @@ class Judge(Protocol):
         """The most tokens that one answer can take: what is set aside for it under a spending limit."""
         ...
 
-    def ask(self, subject: SubjectT, criteria: Criteria[SubjectT]) -> Answer:
+    def ask(self, subject: SubjectT, criteria: Criteria[SubjectT], on_lost: OnLost = send_again) -> Answer:
         """Ask one question, e.g. for the ratings of an example.
+
+        Args:
+            subject: what it is about.
+            criteria: what is asked.
+            on_lost: told of each attempt that may be billed without an answer; where it says no, none follows.
 
         Raises:
             NoAnswerError: this question got no answer; others may.

@@ -14,7 +14,7 @@ from efficient_empathy.distill.asking import Interview, Outcome, Progress, ask_a
 from efficient_empathy.distill.choosing import choose_examples
 from efficient_empathy.distill.judges import Judge, open_judge
 from efficient_empathy.distill.label_report import LabelPlan, LabelReport
-from efficient_empathy.distill.labels import LABELS, beside, label_manifest, write_labels
+from efficient_empathy.distill.labels import LABELS, beside, check_label_name, label_manifest, write_labels
 from efficient_empathy.distill.options import JudgeOptions
 from efficient_empathy.distill.pricing import Price, check_limit, find_price
 from efficient_empathy.distill.rubric import Rubric
@@ -99,6 +99,7 @@ def default_store(out: Path) -> Path:
 
 
 def _prepare(inputs: Sequence[str], out: Path, options: JudgeOptions, mode: ExampleMode) -> _Job:
+    check_label_name(out)
     rubric = Rubric.load(options.rubric)
     if os.path.realpath(out) in {os.path.realpath(path) for path in find_files(inputs) if not is_url(path)}:
         raise EmpathyError(

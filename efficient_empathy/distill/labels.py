@@ -20,6 +20,9 @@ from efficient_empathy.manifest import atomic_open, read_manifest_file, sha256_f
 
 LABELS = "labels"
 """The kind of a label file's manifest."""
+_TABLE = ".parquet"
+_OTHERWISE_READ = (_TABLE, ".gz", ".bz2", ".lz4", ".zst")
+"""Endings by which ``load_labelled`` takes a file for a table, or for packed."""
 
 
 @dataclass(frozen=True)
@@ -35,8 +38,20 @@ class Labelled:
     ``same-text-again`` where an earlier row is about the same text."""
 
 
+def check_label_name(path: Path) -> None:
+    """Raise EmpathyError for a label file's name whose ending says that it is no plain JSONL, which is what is written."""
+    if path.suffix in _OTHERWISE_READ:
+        plain = path.with_suffix("") if path.suffix != _TABLE else path.with_suffix(".jsonl")
+        raise EmpathyError(f"-o '{path}': labels are written as plain JSONL, not as {path.suffix}; name it '{plain}'.")
+
+
 def write_labels(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
-    """Write a label file: the whole of it or, if something goes wrong, nothing."""
+    """Write a label file (plain JSONL): the whole of it or, if something goes wrong, nothing.
+
+    Raises:
+        EmpathyError: as ``check_label_name``, or the file cannot be written.
+    """
+    check_label_name(path)
     with atomic_open(path) as file:
         for row in rows:
             file.write(orjson.dumps(dict(row), option=orjson.OPT_APPEND_NEWLINE))
@@ -140,7 +155,7 @@ def _read_rows(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
     import pyarrow.parquet as pq
 
     try:
-        if path.suffix == ".parquet":
+        if path.suffix == _TABLE:
             batches = pq.ParquetFile(path).iter_batches()
             yield from enumerate((row for batch in batches for row in batch.to_pylist()), 1)
             return

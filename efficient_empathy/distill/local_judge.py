@@ -5,7 +5,7 @@ from typing import Any
 
 import orjson
 
-from efficient_empathy.distill.judges import EXPECTED_VALUE, Answer, Usage
+from efficient_empathy.distill.judges import EXPECTED_VALUE, Answer, OnLost, Usage, send_again
 from efficient_empathy.distill.local_backends import Backend, LocalModel, open_backend
 from efficient_empathy.distill.questions import Criteria, SubjectT
 
@@ -47,7 +47,7 @@ class LocalJudge:
         """The judge, the hash of its weights and the method."""
         return {"name": self.name, **self.parameters}
 
-    def ask(self, subject: SubjectT, criteria: Criteria[SubjectT]) -> Answer:
+    def ask(self, subject: SubjectT, criteria: Criteria[SubjectT], on_lost: OnLost = send_again) -> Answer:
         """Answer one question: the criteria say at which places of the answer the next token's distribution is read."""
         if self._backend is None:
             raise ValueError("this judge was opened to be named, not asked")

@@ -10,6 +10,7 @@ import torch
 from efficient_empathy.dialogues.types import Example
 from efficient_empathy.distill.backbone import Backbone, load_encoder
 from efficient_empathy.distill.baselines import mean_scores, ridge, tfidf_ridge
+from efficient_empathy.distill.calibration import within
 from efficient_empathy.distill.quality import Judged, agreement
 from efficient_empathy.distill.students import Split
 from efficient_empathy.scorer.artifact import Scale
@@ -44,6 +45,8 @@ def measure(
 ) -> dict[str, Any]:
     """Agreement with the judge on the held-out rows, of the scorer and of three baselines fitted on the same rows.
 
+    The baselines' scores are held within their scales, as the scorer's are.
+
     Args:
         found: scores of the held-out rows by the scorer's tiers, each (held-out rows, d).
         split: the labelled examples.
@@ -55,12 +58,12 @@ def measure(
     judged = Judged(scores[held], [examples[row].dialogue_id for row in held], scales, decide, classes)
     train, test = [examples[row] for row in rows], [examples[row] for row in held]
     features = frozen_features([*train, *test], backbone)
-    systems = {
-        **found,
+    baselines = {
         "frozen encoder + linear": ridge(features[: len(train)], scores[rows], features[len(train) :]),
         "TF-IDF + ridge": tfidf_ridge(train, scores[rows], test),
         "mean": mean_scores(scores[rows], len(held)),
     }
+    systems = {**found, **{name: within(predicted, scales) for name, predicted in baselines.items()}}
     figures = {
         name: {metric: asdict(figure) for metric, figure in agreement(predicted, judged).items()}
         for name, predicted in systems.items()

@@ -8,10 +8,10 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from efficient_empathy.distill.endpoint import NO_KEY, api_key, base_url, shown_url
-from efficient_empathy.distill.judges import Answer, NoAnswerError, Usage
+from efficient_empathy.distill.judges import Answer, NoAnswerError, OnLost, Usage, send_again
 from efficient_empathy.distill.options import JudgeOptions
 from efficient_empathy.distill.questions import Criteria, SubjectT
-from efficient_empathy.distill.retries import Retries
+from efficient_empathy.distill.retries import Retries, reached
 from efficient_empathy.errors import EmpathyError, require
 
 _FORMATS = ("json_schema", "json_object", "text")
@@ -81,7 +81,7 @@ class OpenAIJudge:
         """Close the connections."""
         self._client.close()
 
-    def ask(self, subject: SubjectT, criteria: Criteria[SubjectT]) -> Answer:
+    def ask(self, subject: SubjectT, criteria: Criteria[SubjectT], on_lost: OnLost = send_again) -> Answer:
         """Ask one question in one call, e.g. for all dimensions of a rubric."""
         import openai
 
@@ -89,14 +89,14 @@ class OpenAIJudge:
             return self._send(subject, criteria)
 
         try:
-            response = self._retries.run(send)
+            response = self._retries.run(send, on_lost)
         except openai.APIStatusError as error:
             raise self._status_problem(error) from None
         except openai.APITimeoutError:
             raise NoAnswerError("timeout", f"no answer within {self._client.timeout} s") from None
         except openai.APIConnectionError as error:
             cause = self.scrub(str(error.__cause__ or error))
-            if type(error.__cause__).__name__ != "ConnectError":
+            if reached(error):
                 raise NoAnswerError("connection-lost", cause[:_EXCERPT]) from None
             advice = "Is the server running, and is --base-url right?"
             raise EmpathyError(f"cannot reach the judge at {self._where}: {cause}. {advice}") from None

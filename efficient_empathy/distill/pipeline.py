@@ -3,7 +3,7 @@
 import logging
 import shutil
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,10 +16,11 @@ from efficient_empathy.distill.backbone import Backbone, open_backbone
 from efficient_empathy.distill.batches import split_by_conversation
 from efficient_empathy.distill.calibration import cross_fitted, fit_calibration
 from efficient_empathy.distill.card import write_card
+from efficient_empathy.distill.conversations import join_conversations
 from efficient_empathy.distill.fast_tier import FAST_FILE, PoolParts, make_fast_tier
 from efficient_empathy.distill.half import add_half
 from efficient_empathy.distill.measuring import decision_rule, measure
-from efficient_empathy.distill.quantise import Int8Parity, quantise
+from efficient_empathy.distill.quantise import quantise
 from efficient_empathy.distill.rubric import Rubric
 from efficient_empathy.distill.settings import COMPARED_EXAMPLES, DistillOptions
 from efficient_empathy.distill.students import Split, TrainedStudent, train_normal
@@ -28,7 +29,8 @@ from efficient_empathy.manifest import atomic_folder, folder_beside, versions, w
 from efficient_empathy.scorer.artifact import KIND, SPEC_FILE, TOKENIZER_FILE, Scale, ScorerSpec, write_spec
 from efficient_empathy.scorer.encoding import Encoder
 
-_LEAST_LABELS = 40
+LEAST_LABELS = 40
+"""Fewer labelled examples than this are not trained on."""
 _CALIBRATION_ROWS = 192
 _FP32, _INT8 = "transformer.fp32.onnx", "transformer.int8.onnx"
 _PACKAGES = ("torch", "transformers", "optimum", "optimum-onnx", "lightning", "onnxruntime", "tokenizers", "numpy")
@@ -63,22 +65,22 @@ def distill(data: LabelledData, rubric: Rubric, options: DistillOptions, out: Pa
     Raises:
         EmpathyError: too few labels, a constant dimension, an unusable backbone, an existing folder, a failed export.
     """
+    data = _joined(data)
     _check(data, rubric, options, out)
     scales = tuple(Scale(d.name, float(d.low), float(d.high)) for d in rubric.dimensions)
     backbone = open_backbone(options.backbone, options.max_tokens, options.layers)
-    parts = pool_parts(data, options)
-    trained = _train(data, parts, scales, backbone, options, out)
-    split, scores = trained.split, data.scores[trained.split.held_out]
+    split = _split(data, options)
+    parts = pool_parts(data.pool, split, options)
+    trained = _train(split, parts, scales, backbone, options, out)
+    scores = data.scores[split.held_out]
     calibration = fit_calibration(trained.outputs[trained.best_epoch], scores)
     trained.student.set_calibration(torch.from_numpy(calibration.slope), torch.from_numpy(calibration.intercept))
     groups = [data.examples[row].dialogue_id for row in split.held_out]
-    found = cross_fitted(trained.outputs, scores, groups, options.seed)
+    found = cross_fitted(trained.outputs, scores, groups, scales, options.seed)
     with atomic_folder(out) as scratch:
         parity, files = _export(trained, data, parts, backbone, scales, scratch, options.fp16)
         tiers, labelled = {"transformer": files}, [data.examples[row] for row in split.held_out]
-        held = {example.dialogue_id for example in labelled}
-        apart = PoolParts([example for example in parts.learnt if example.dialogue_id not in held], parts.unseen)
-        fast = make_fast_tier(scratch, files, apart, labelled, backbone, scales, options.fast, options.seed)
+        fast = make_fast_tier(scratch, files, parts, labelled, backbone, scales, options.fast, options.seed)
         others: dict[str, np.ndarray] = {}
         if fast is not None:
             tiers["fast"], parity["fast"] = {"fp32": FAST_FILE}, asdict(fast.facts)
@@ -111,10 +113,10 @@ def _check(data: LabelledData, rubric: Rubric, options: DistillOptions, out: Pat
     if out.exists():
         raise EmpathyError(f"'{out}' is already there. Choose another folder with -o, or remove it first.")
     folder_beside(out).rmdir()  # a place that cannot be written to is said before the training, not after it
-    if len(data.examples) < _LEAST_LABELS:
+    if len(data.examples) < LEAST_LABELS:
         raise EmpathyError(
             f"{len(data.examples)} labelled examples are too few to train and measure a scorer: "
-            f"at least {_LEAST_LABELS} are needed, a few hundred to a thousand are advised."
+            f"at least {LEAST_LABELS} are needed, a few hundred to a thousand are advised."
         )
     if len({example.dialogue_id for example in data.examples}) < 4:
         raise EmpathyError("the labelled examples come from fewer than 4 conversations: no split keeps them apart.")
@@ -127,35 +129,42 @@ def _check(data: LabelledData, rubric: Rubric, options: DistillOptions, out: Pat
         raise EmpathyError("--effort high learns from unlabelled dialogues too: name them with --dialogues.")
 
 
+def _joined(data: LabelledData) -> LabelledData:
+    """The data with the conversations that its rows do not name: all that follows keeps them whole."""
+    every = join_conversations([*data.examples, *data.pool])
+    return replace(data, examples=every[: len(data.examples)], pool=every[len(data.examples) :])
+
+
+def _split(data: LabelledData, options: DistillOptions) -> Split:
+    groups = [example.dialogue_id for example in data.examples]
+    # Two held-out conversations at least: on one of them the epoch is chosen that is measured on the other.
+    rows, held = split_by_conversation(groups, options.holdout, options.seed, least=2)
+    if len(rows) < LEAST_LABELS // 2:
+        raise EmpathyError(
+            f"only {len(rows)} of the {len(groups)} labelled examples are left to train on, since a few conversations hold most "
+            "of them and none is split. Label examples of more conversations, or try another --seed."
+        )
+    _log.info("%d labels: %d to train on, %d held out, by conversation", len(groups), len(rows), len(held))
+    return Split(data.examples, data.scores, rows, held)
+
+
 def _train(
-    data: LabelledData,
+    split: Split,
     parts: PoolParts,
     scales: tuple[Scale, ...],
     backbone: Backbone,
     options: DistillOptions,
     out: Path,
 ) -> TrainedStudent:
-    groups = [example.dialogue_id for example in data.examples]
-    # Two held-out conversations at least: on one of them the epoch is chosen that is measured on the other.
-    rows, held = split_by_conversation(groups, options.holdout, options.seed, least=2)
-    if len(rows) < _LEAST_LABELS // 2:
-        raise EmpathyError(
-            f"only {len(rows)} of the {len(groups)} labelled examples are left to train on, since a few conversations hold most "
-            "of them and none is split. Label examples of more conversations, or try another --seed."
-        )
-    _log.info("%d labels: %d to train on, %d held out, by conversation", len(groups), len(rows), len(held))
-    split = Split(data.examples, data.scores, rows, held)
     if options.effort == "normal":
         return train_normal(split, scales, backbone, options)
     from efficient_empathy.distill.high_effort import train_high
 
-    held_conversations = {groups[row] for row in held}
-    pool = [example for example in parts.learnt if example.dialogue_id not in held_conversations]
-    if not pool:
+    if not parts.learnt:
         raise EmpathyError(
             "--effort high: every unlabelled dialogue belongs to a held-out conversation; name more of them."
         )
-    return train_high(split, pool, scales, backbone, options, work_folder(out))
+    return train_high(split, parts.learnt, scales, backbone, options, work_folder(out))
 
 
 def _export(
@@ -184,7 +193,7 @@ def _export(
     if int8.passed:
         tiers["int8"] = _INT8
     else:
-        _log.warning("no int8 file: %s. The folder has fp32 only, which is slower on a CPU.", _why_not(int8))
+        _log.warning("no int8 file: %s. The folder has fp32 only, which is slower on a CPU.", int8.describe())
     parity = {"fp32": asdict(fp32), "int8": {**asdict(int8), "passed": int8.passed}}
     if fp16:
         parity["fp16"] = add_half(folder, tiers, encoded, pad, decide)
@@ -200,15 +209,26 @@ def _describe(folder: Path, spec: ScorerSpec, body: dict[str, Any]) -> None:
     write_manifest(folder, KIND, body, [SPEC_FILE, TOKENIZER_FILE, "README.md", *models, *cascade])
 
 
-def pool_parts(data: LabelledData, options: DistillOptions) -> PoolParts:
-    """Divide the pool by conversation: about a quarter is kept unseen, and all of it where nothing is learnt from it."""
-    pool, fast = data.pool, options.fast
+def pool_parts(pool: Sequence[Example], split: Split, options: DistillOptions) -> PoolParts:
+    """Divide the pool by conversation: about a quarter is kept unseen, and all of it where nothing is learnt from it.
+
+    The labelled conversations' other turns follow their labels: of those held out all are unseen; of those trained on what would
+    be unseen is left out.
+    """
+    trained, held = ({split.examples[row].dialogue_id for row in rows} for rows in (split.rows, split.held_out))
+    fast = options.fast
     learns = options.effort == "high" or (fast.rated_examples and len(pool) * 3 // 4 >= fast.least_examples)
     if not learns or not pool:
-        return PoolParts((), pool[:COMPARED_EXAMPLES])
+        return PoolParts((), [example for example in pool if example.dialogue_id not in trained][:COMPARED_EXAMPLES])
     share = min(max(COMPARED_EXAMPLES, fast.rated_examples // 4), len(pool) // 4) / len(pool)
-    learnt, unseen = split_by_conversation([example.dialogue_id for example in pool], share, options.seed)
-    return PoolParts([pool[row] for row in learnt], [pool[row] for row in unseen])
+    drawn = set(split_by_conversation([example.dialogue_id for example in pool], share, options.seed)[1].tolist())
+    learnt, unseen = [], []
+    for row, example in enumerate(pool):
+        if example.dialogue_id in held or (row in drawn and example.dialogue_id not in trained):
+            unseen.append(example)
+        elif row not in drawn:
+            learnt.append(example)
+    return PoolParts(learnt, unseen)
 
 
 def _spread(examples: Sequence[Example], count: int) -> list[Example]:
@@ -218,12 +238,9 @@ def _spread(examples: Sequence[Example], count: int) -> list[Example]:
     return [examples[int(index)] for index in np.linspace(0, len(examples) - 1, count)]
 
 
-def _why_not(parity: Int8Parity) -> str:
-    return (
-        f"its Spearman with fp32 is {min(parity.spearman):.4f} (0.99 is needed), "
-        f"{100 * parity.flips:.2f} % of decisions flip (1 % is allowed), "
-        f"a row's score moves by up to {parity.batch_effect:.3f} with its batch (0.01 is allowed)"
-    )
+def _public_name(model: str) -> str:
+    """A model's file or folder by its name alone; a Hub id as it is."""
+    return Path(model).resolve().name if Path(model).exists() else model
 
 
 def _provenance(data: LabelledData, rubric: Rubric, options: DistillOptions, trained: TrainedStudent) -> dict[str, Any]:
@@ -237,7 +254,12 @@ def _provenance(data: LabelledData, rubric: Rubric, options: DistillOptions, tra
         },
         # Most are rated for the fast tier and, with high effort, for the student; the rest is compared on.
         "unlabelled_examples_read": len(data.pool),
-        "options": asdict(options),
+        # Scorers are passed on, and where a model lay concerns nobody else.
+        "options": {
+            **asdict(options),
+            "backbone": _public_name(options.backbone),
+            "teacher": options.teacher and _public_name(options.teacher),
+        },
         "training": dict(trained.facts),
         "versions": versions(*_PACKAGES),
     }

@@ -1,6 +1,7 @@
 """What answers cost: a price table that the user can override, and estimates for what has not been asked yet."""
 
 import math
+import threading
 from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib import resources
@@ -43,6 +44,35 @@ class Price:
 
 
 FREE = Price(0.0, 0.0)
+
+
+class Purse:
+    """Dollars that are spent or set aside, booked from several threads; the limit holds for their sum."""
+
+    def __init__(self, limit: float | None, taken: float) -> None:
+        self.lost = 0.0
+        """Of this run's attempts whose answer never came."""
+        self._limit, self._taken = limit, taken
+        self._lock = threading.Lock()
+
+    def take(self, usd: float) -> bool:
+        """Set dollars aside for a question; False, and nothing is, where the limit does not allow it."""
+        with self._lock:
+            fits = self._limit is None or self._taken + usd <= self._limit
+            self._taken += usd if fits else 0.0
+            return fits
+
+    def give_back(self, usd: float) -> None:
+        """A question is settled: what was set aside for it and was not spent."""
+        with self._lock:
+            self._taken -= usd
+
+    def lose(self, usd: float) -> bool:
+        """Leave set aside what a lost attempt may cost, and as much for another; False where the limit allows no other."""
+        with self._lock:
+            self.lost += usd
+            self._taken += usd
+            return self._limit is None or self._taken <= self._limit
 
 
 def load_prices(path: Path | None, own_service: bool) -> dict[str, Price]:

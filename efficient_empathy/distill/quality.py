@@ -6,6 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from efficient_empathy.scorer.artifact import Scale
+from efficient_empathy.scorer.ranks import spearman
 
 _Metric = Callable[[np.ndarray], float]
 """A figure computed on the given row indices, int64 (m,), which may repeat."""
@@ -18,20 +19,6 @@ class Figure:
     value: float
     low: float
     high: float
-
-
-def spearman(found: np.ndarray, expected: np.ndarray) -> float:
-    """Spearman's rank correlation of two vectors, ties at their mean rank; 0 when either is constant."""
-    a, b = _ranks(found), _ranks(expected)
-    a, b = a - a.mean(), b - b.mean()
-    scale = np.sqrt((a @ a) * (b @ b))
-    return float(a @ b / scale) if scale > 0 else 0.0
-
-
-def _ranks(values: np.ndarray) -> np.ndarray:
-    _, inverse, counts = np.unique(values, return_inverse=True, return_counts=True)
-    last = np.cumsum(counts)
-    return (last - (counts - 1) / 2)[inverse]
 
 
 def mean_absolute_error(found: np.ndarray, expected: np.ndarray) -> float:

@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from efficient_empathy.distill.export import onnx_scores
+from efficient_empathy.distill.export import LEAST_SPEARMAN, MOST_FLIPS, onnx_scores
 from efficient_empathy.distill.fused_graph import feed_forward_outputs, products
 from efficient_empathy.distill.fusing import fuse
 from efficient_empathy.distill.integer_graph import to_int8
@@ -24,8 +24,6 @@ from efficient_empathy.scorer.batching import token_budget_batches
 from efficient_empathy.scorer.encoding import Encoded
 from efficient_empathy.scorer.session import open_session, run_batch
 
-_LEAST_SPEARMAN = 0.99
-_MOST_FLIPS = 0.01
 _MOST_BATCH_EFFECT = 0.01
 _CALIBRATION_TOKENS = 1024
 _COMPANIES = 50
@@ -51,9 +49,17 @@ class Int8Parity:
     def passed(self) -> bool:
         """Whether the file may be shipped."""
         return (
-            min(self.spearman) >= _LEAST_SPEARMAN
-            and self.flips <= _MOST_FLIPS
+            min(self.spearman) >= LEAST_SPEARMAN
+            and self.flips <= MOST_FLIPS
             and self.batch_effect <= _MOST_BATCH_EFFECT
+        )
+
+    def describe(self) -> str:
+        """The figures in words, with what the gate asks for."""
+        return (
+            f"its Spearman with fp32 is {min(self.spearman):.4f} ({LEAST_SPEARMAN:g} is needed), "
+            f"{100 * self.flips:.2f} % of decisions flip ({100 * MOST_FLIPS:g} % is allowed), "
+            f"a row's score moves by up to {self.batch_effect:.3f} with its batch ({_MOST_BATCH_EFFECT:g} is allowed)"
         )
 
 

@@ -7,12 +7,14 @@ import time
 from collections.abc import Callable, Mapping
 from typing import TypeVar
 
-from efficient_empathy.distill.judges import BUSY, NoAnswerError
+from efficient_empathy.distill.judges import BUSY, NoAnswerError, OnLost, send_again
 
 _FIRST_WAIT_S = 0.5
 _LONGEST_WAIT_S = 30.0
 # A server may ask for hours; past this the question is given up, counted, and asked again by the next run.
 _LONGEST_RETRY_AFTER_S = 600.0
+# What a gateway says when the server behind it, which may have worked on, did not answer in time.
+_GATEWAY = frozenset({502, 503, 504})
 
 Result = TypeVar("Result")
 
@@ -50,6 +52,11 @@ def backoff(attempt: int, jitter: float) -> float:
     return min(_LONGEST_WAIT_S, _FIRST_WAIT_S * 2.0 ** (attempt - 1)) * (1 - jitter / 2)
 
 
+def reached(error: Exception) -> bool:
+    """Whether a question got as far as the server before the connection was lost."""
+    return type(error.__cause__).__name__ != "ConnectError"
+
+
 class Retries:
     """Runs a call up to ``attempts`` times; waits end at once when ``stop`` is called."""
 
@@ -63,8 +70,13 @@ class Retries:
         """Make every wait end and every later retry fail."""
         self._stopped.set()
 
-    def run(self, call: Callable[[], Result]) -> Result:
+    def run(self, call: Callable[[], Result], on_lost: OnLost = send_again) -> Result:
         """Call, and call again where the server is busy, failing or away; not where it is slow.
+
+        Args:
+            call: sends the question.
+            on_lost: told of each attempt that ends in a timeout, a lost connection or HTTP 502, 503 or 504; where it says no,
+                that attempt is the last.
 
         Raises:
             openai.APIError: the last attempt's error, or the first that no repetition can mend.
@@ -76,13 +88,16 @@ class Retries:
             try:
                 return call()
             except openai.APIStatusError as error:
-                if not _worth_repeating(error) or attempt == self.attempts:
+                again = error.status_code not in _GATEWAY or on_lost()
+                if not again or not _worth_repeating(error) or attempt == self.attempts:
                     raise
                 asked = retry_after(error.response.headers, time.time())
             except openai.APITimeoutError:
+                on_lost()
                 raise  # the server may still be answering, and would bill each question that is sent again
-            except openai.APIConnectionError:
-                if attempt == self.attempts:
+            except openai.APIConnectionError as error:
+                again = not reached(error) or on_lost()
+                if not again or attempt == self.attempts:
                     raise
                 asked = None
             if asked is not None and asked > _LONGEST_RETRY_AFTER_S:

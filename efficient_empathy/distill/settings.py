@@ -49,6 +49,10 @@ class PoolOptions:
 
     teachers: int = 4
     """Students trained from different seeds whose mean rates the pool, 1 to 20."""
+    larger_teachers: int = 2
+    """As many more, where ``DistillOptions.teacher`` names an encoder for them, 1 to 20; both kinds have the same say."""
+    larger_learning_rate: float = 1e-4
+    """Peak rate of such an encoder's top layer, over 0 and up to 0.1: lower than that of a small one."""
     rated_examples: int = 8_000
     """Pool examples that the teachers rate for the final student."""
     student_epochs: int = 2
@@ -56,6 +60,8 @@ class PoolOptions:
 
     def __post_init__(self) -> None:
         _within("teachers", self.teachers, 1, 20)
+        _within("larger_teachers", self.larger_teachers, 1, 20)
+        _within("larger_learning_rate", self.larger_learning_rate, 1e-9, 0.1)
         _within("rated_examples", self.rated_examples, 1, 10_000_000)
         _within("student_epochs", self.student_epochs, 1, 100)
 
@@ -106,6 +112,9 @@ class DistillOptions:
     """``minilm`` (from its wheel, no network), a folder, or a Hub id of an encoder."""
     effort: Effort = "normal"
     """``normal`` tunes one student on the labels; ``high`` also learns from the unlabelled dialogues, for better scores."""
+    teacher: str | None = None
+    """A larger encoder that more teachers of ``effort="high"`` are made from, a folder or a Hub id; the scorer stays as small.
+    None: all are made from the backbone."""
     layers: int | None = None
     """Encoder layers that the scorer keeps, from the bottom, 1 to 1000; fewer are faster. None: 5 of ``minilm``'s 6, all of any
     other's."""
@@ -128,6 +137,8 @@ class DistillOptions:
     def __post_init__(self) -> None:
         if self.effort not in EFFORTS:
             raise EmpathyError(f"effort must be one of {', '.join(EFFORTS)}, not '{self.effort}'.")
+        if self.teacher is not None and self.effort != "high":
+            raise EmpathyError(f"--teacher {self.teacher}: only --effort high has teachers.")
         if self.layers is not None:
             _within("layers", self.layers, 1, 1000)
         _within("max_tokens", self.max_tokens, 16, 8192)

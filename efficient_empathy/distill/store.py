@@ -36,6 +36,15 @@ CREATE TABLE IF NOT EXISTS answers (
     PRIMARY KEY (key, attempt)
 )
 """
+_LOST_SCHEMA = """
+CREATE TABLE IF NOT EXISTS lost (
+    key TEXT NOT NULL,
+    usd REAL,
+    time TEXT NOT NULL
+)
+"""
+"""Attempts whose answer never came; a store of before they were kept gets an empty table."""
+_LOST_INDEX = "CREATE INDEX IF NOT EXISTS lost_by_key ON lost (key)"
 _COLUMNS = "key, attempt, raw, scores, reason, form, prompt_tokens, completion_tokens, cached_tokens, usd, time"
 
 
@@ -73,7 +82,8 @@ class LabelStore:
             self._connection.execute("PRAGMA journal_mode=WAL")
             # FULL: each answer is on the disk before the next question; a power cut costs none that was paid for.
             self._connection.execute("PRAGMA synchronous=FULL")
-            self._connection.execute(_SCHEMA)
+            for statement in (_SCHEMA, _LOST_SCHEMA, _LOST_INDEX):
+                self._connection.execute(statement)
             self._connection.execute(f"SELECT {_COLUMNS} FROM answers LIMIT 0")  # noqa: S608 - a constant
         except (sqlite3.Error, OSError) as error:
             message = f"cannot use '{self.path}' as a label store: {error}. Choose another file with --store."
@@ -87,7 +97,7 @@ class LabelStore:
         An earlier answer to the same question stays beside it, since it was paid for too; the latest one counts.
         """
         key = answer_key(subject, criteria, judge)
-        now = datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+        now = _now()
         usage = answer.usage
         values = (
             subject.digest,
@@ -112,6 +122,22 @@ class LabelStore:
                 (key, *values, key),
             )
         return StoredAnswer(key, answer, usd, now)
+
+    def put_lost(self, key: str, usd: float | None) -> None:
+        """Keep that an attempt was sent and its answer never came.
+
+        Args:
+            key: of the question.
+            usd: what it may be billed at most, in dollars; None when the price is not known.
+        """
+        with self._lock, self._saying():
+            self._connection.execute("INSERT INTO lost VALUES (?, ?, ?)", (key, usd, _now()))
+
+    def lost(self, key: str) -> list[float | None]:
+        """What each lost attempt at a question may be billed, as it was put; oldest first."""
+        with self._lock, self._saying():
+            rows = self._connection.execute("SELECT usd FROM lost WHERE key = ? ORDER BY rowid", (key,)).fetchall()
+        return [usd for (usd,) in rows]
 
     def latest(self, key: str) -> StoredAnswer | None:
         """The answer that counts for a question, or None if none has arrived."""
@@ -146,6 +172,10 @@ class LabelStore:
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+
+def _now() -> str:
+    return datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
 
 
 def _stored(row: tuple[Any, ...]) -> StoredAnswer:

@@ -18,6 +18,7 @@ from efficient_empathy.errors import EmpathyError
 from efficient_empathy.scorer.artifact import read_artifact
 from efficient_empathy.scorer.cascade import DEFAULT_MAX_FLIPS, check_max_flips
 from efficient_empathy.scorer.job import Route
+from efficient_empathy.scorer.ranks import spearman
 from efficient_empathy.scorer.scorer import CASCADE, Scorer, can_cascade
 from efficient_empathy.scorer.tiers import FAST, TRANSFORMER
 
@@ -140,25 +141,16 @@ def _figures(
         tokens_per_second=real / len(given["seconds"]) / seconds if real else None,
         padding_share=1 - real / computed if computed else None,
         rss_mb=given["rss_mb"],
-        spearman=tuple(_rank_correlation(scores[:, d], reference[:, d]) for d in range(scores.shape[1])),
+        spearman=tuple(_agreement(scores[:, d], reference[:, d]) for d in range(scores.shape[1])),
         flips=float((policy.decide(scores, names) != policy.decide(reference, names)).mean()),
         fast_share=given["fast_share"],
         usd_per_million=None if price is None else price / 3600 * 1e6 / rate,
     )
 
 
-def _rank_correlation(found: np.ndarray, expected: np.ndarray) -> float:
-    """Spearman's rank correlation; ties share their mean rank; 0 where one side is constant."""
-    here, there = _mean_ranks(found), _mean_ranks(expected)
-    if np.ptp(here) == 0 or np.ptp(there) == 0:
-        return 1.0 if np.array_equal(found, expected) else 0.0
-    return float(np.corrcoef(here, there)[0, 1])
-
-
-def _mean_ranks(values: np.ndarray) -> np.ndarray:
-    _, places, counts = np.unique(values, return_inverse=True, return_counts=True)
-    ends = np.cumsum(counts)
-    return ((ends - counts + ends - 1) / 2)[places]
+def _agreement(found: np.ndarray, expected: np.ndarray) -> float:
+    """Spearman's rank correlation; equal scores agree also where they are constant."""
+    return 1.0 if np.array_equal(found, expected) else spearman(found, expected)
 
 
 def _in_own_process(

@@ -1,6 +1,9 @@
 """Devices by name: the execution provider behind each, its options, how to install it, and the shapes a GPU is given."""
 
+import functools
 import os
+import platform
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -77,6 +80,28 @@ def provider_of(device: str) -> str:
 def on_gpu(session: Any) -> bool:
     """Whether a session's first choice is a GPU."""
     return session.get_providers()[0] in _GPU_PROVIDERS
+
+
+def int8_saturates(machine: str, cpuinfo: str) -> bool:
+    """Whether a processor adds two products of bytes in 16 bits, where their sum may not fit: an x86 without VNNI.
+
+    Args:
+        machine: as ``platform.machine()`` names it.
+        cpuinfo: the text of Linux's ``/proc/cpuinfo``; with another text nothing is known, and the answer is False.
+    """
+    flags = re.search(r"^flags\s*:(.*)$", cpuinfo, re.MULTILINE)
+    x86 = machine.lower() in ("x86_64", "amd64", "i386", "i686")
+    return x86 and flags is not None and not {"avx512_vnni", "avx_vnni"} & set(flags[1].split())
+
+
+@functools.cache
+def int8_saturates_here() -> bool:
+    """``int8_saturates`` of this machine's processor; False where nothing is known of it."""
+    try:
+        cpuinfo = Path("/proc/cpuinfo").read_text(errors="replace")
+    except OSError:  # not Linux
+        return False
+    return int8_saturates(platform.machine(), cpuinfo)
 
 
 def providers_for(

@@ -10,7 +10,7 @@ import numpy as np
 import orjson
 
 from efficient_empathy.dialogues import Reject, Unit
-from efficient_empathy.dialogues.files import kept_name, shown_path
+from efficient_empathy.dialogues.paths import kept_name, shown_path
 from efficient_empathy.manifest import pretty_json, write_atomic
 from efficient_empathy.scorer.runfolder import record_path
 

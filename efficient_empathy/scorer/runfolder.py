@@ -12,7 +12,8 @@ from typing import Any
 
 import orjson
 
-from efficient_empathy.dialogues.files import file_size, find_files, is_url, kept_name, shown_path
+from efficient_empathy.dialogues.files import file_size, find_files
+from efficient_empathy.dialogues.paths import is_url, kept_name, shown_path
 from efficient_empathy.environment import usable_cores
 from efficient_empathy.errors import EmpathyError
 from efficient_empathy.manifest import MANIFEST, pretty_json, sha256_file, write_atomic

@@ -23,7 +23,7 @@ from efficient_empathy.scorer.cascade import (
     check_max_flips,
     plan_cascade,
 )
-from efficient_empathy.scorer.devices import check_device, first_choice, is_gpu
+from efficient_empathy.scorer.devices import check_device, first_choice, is_gpu, on_gpu
 from efficient_empathy.scorer.tiers import FAST, TRANSFORMER, Tier, TierOptions, make_tier
 from efficient_empathy.scorer.tokenising import check_tokenizer
 
@@ -87,7 +87,7 @@ class Scorer:
         Args:
             folder: what ``ee-cli distill`` wrote.
             device: ``cpu``, ``cuda``, ``tensorrt`` or ``openvino``, which fail unless the session is there; ``auto``: CUDA
-                where it is offered and starts, else the CPU.
+                where it is offered and starts, which is tried at once, else the CPU.
             precision: of the transformer: ``fp32``, ``fp16``, ``int8``, or ``auto``: int8 on the CPU, fp16 on a GPU, each
                 where the folder has it, else fp32.
             tier: ``transformer``; ``fast``, far cheaper and less exact; ``cascade``, the fast tier with the transformer for
@@ -115,9 +115,12 @@ class Scorer:
         scorer = cls(Path(folder).absolute(), spec, digest, single, "fp32" if tier == FAST else chosen, options)
         if tier == CASCADE or (tier == "auto" and policy is not None and can_cascade(spec)):
             scorer = scorer._cascading(tier, policy, max_flips)
-        if device not in ("auto", "cpu") and TRANSFORMER in scorer._tiers:
+        if TRANSFORMER in scorer._tiers and first_choice(device) != "cpu":
             # A device that cannot be had is said now, not after the data has been read.
-            scorer._tiers[TRANSFORMER].open()
+            session = scorer._tiers[TRANSFORMER].open()
+            if device == "auto" and not on_gpu(session):
+                # It is offered and does not start: precision, batches and workers are to be the CPU's.
+                return cls.load(folder, "cpu", precision, tier, threads, tokenizer, policy, max_flips)
         return scorer
 
     @property
@@ -148,7 +151,7 @@ class Scorer:
 
     @property
     def device(self) -> str:
-        """What will be tried first, never ``auto``; ``cpu`` for the fast tier alone."""
+        """Where it runs, never ``auto``; ``cpu`` for the fast tier alone."""
         return first_choice(self._options.device) if TRANSFORMER in self._tiers else "cpu"
 
     @property

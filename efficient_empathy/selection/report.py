@@ -54,16 +54,23 @@ def report_scorer(folder: Path) -> tuple[str, dict[str, Any]]:
     return "\n".join(lines), {key: spec.get(key) for key in ("dimensions", "tiers", "rubric", "parity", "quality")}
 
 
+def quality_table(quality: Mapping[str, Any]) -> list[list[str]]:
+    """The quality section of ``scorer.json`` as rows of text, the header first.
+
+    One row a figure and one column a system, each figure with its 95 % interval.
+    """
+    systems = quality["systems"]
+    rows = [["figure", *systems]]
+    for metric in next(iter(systems.values())):
+        cells = [_figure(figures[metric]) for figures in systems.values()]
+        rows.append([metric.replace("/", " ").replace("_", "-"), *cells])
+    return rows
+
+
 def _quality(quality: Mapping[str, Any] | None) -> list[str]:
-    """One row a figure and one column a system, each figure with its 95 % interval."""
     if not quality:
         return ["  not measured"]
-    systems = quality["systems"]
-    header = ["", *systems]
-    rows = [
-        [metric.replace("/", " "), *(_figure(figures[metric]) for figures in systems.values())]
-        for metric in next(iter(systems.values()))
-    ]
+    header, *rows = quality_table(quality)
     return [
         f"  on {quality['rows']} held-out examples of {quality['conversations']} conversations, "
         f"95 % intervals in brackets; decision: {quality['decision']}",

@@ -44,3 +44,21 @@ def test_texts_without_a_common_word_get_the_mean(script):
     labels = np.arange(40.0)[:, None]
     found = tfidf_ridge(examples[:30], labels[:30], examples[30:])
     np.testing.assert_allclose(found, labels[:30].mean(), atol=1e-6)
+
+
+def test_what_they_are_measured_by_stays_within_the_scale(tiny_bert, make_synthetic, monkeypatch):
+    from efficient_empathy.distill import measuring
+    from efficient_empathy.distill.backbone import open_backbone
+    from efficient_empathy.distill.students import Split
+    from efficient_empathy.scorer.artifact import Scale
+
+    examples, _ = make_synthetic(8)
+    scores = np.tile([[10.0, 0.0]], (8, 1))
+    split = Split(examples, scores, np.arange(4), np.arange(4, 8))
+    # 2 points beyond each end: 2 off the judge's 10 and 0 as they are, none once they are held within the scale.
+    monkeypatch.setattr(measuring, "ridge", lambda *_: np.tile([[12.0, -2.0]], (4, 1)))
+    monkeypatch.setattr(measuring, "tfidf_ridge", lambda *_: np.tile([[12.0, -2.0]], (4, 1)))
+    scales = (Scale("sensibility", 0.0, 10.0), Scale("rationality", 0.0, 10.0))
+    systems = measuring.measure({"scorer": scores[:4]}, split, scales, open_backbone(str(tiny_bert), 64))["systems"]
+    for name in ("frozen encoder + linear", "TF-IDF + ridge"):
+        assert systems[name]["mae/sensibility"]["value"] == systems[name]["mae/rationality"]["value"] == 0.0

@@ -6,10 +6,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from efficient_empathy.distill.batches import split_by_conversation
-from efficient_empathy.distill.calibration import cross_fitted, fit_calibration
+from efficient_empathy.distill.calibration import cross_fitted, fit_calibration, within
 from efficient_empathy.distill.quality import spearman
+from efficient_empathy.scorer.artifact import Scale
 
 SEED = 3
+SCALES = (Scale("sensibility", 0.0, 10.0), Scale("rationality", 0.0, 10.0))
 
 
 def test_mean_and_spread_become_the_judge_s():
@@ -45,12 +47,12 @@ def held():
 
 def test_labels_of_one_half_have_no_part_in_its_own_scores(held):
     epochs, scores, groups = held
-    before = cross_fitted(epochs, scores, groups, SEED)
+    before = cross_fitted(epochs, scores, groups, SCALES, SEED)
     for half in split_by_conversation(groups, 0.5, SEED):
         other = np.setdiff1d(np.arange(60), half)
         changed = scores.copy()
         changed[half] = np.random.default_rng(1).permutation(10 - changed[half]) * 0.5
-        after = cross_fitted(epochs, changed, groups, SEED)
+        after = cross_fitted(epochs, changed, groups, SCALES, SEED)
         np.testing.assert_array_equal(after[half], before[half])
         assert np.abs(after[other] - before[other]).max() > 0.1
 
@@ -58,22 +60,35 @@ def test_labels_of_one_half_have_no_part_in_its_own_scores(held):
 def test_outputs_of_one_half_are_only_scaled_by_the_other(held):
     epochs, scores, groups = held
     here, there = split_by_conversation(groups, 0.5, SEED)
-    found = cross_fitted(epochs, scores, groups, SEED)
+    found = cross_fitted(epochs, scores, groups, SCALES, SEED)
     best = int(np.argmax([sum(spearman(e[there, d], scores[there, d]) for d in (0, 1)) for e in epochs]))
     assert best == 2  # the epoch with the least noise
     expected = fit_calibration(epochs[best][there], scores[there]).apply(epochs[best][here])
-    np.testing.assert_allclose(found[here], expected)
+    np.testing.assert_allclose(found[here], np.clip(expected, 0, 10))
+
+
+def test_scores_stay_within_their_scales_as_the_shipped_ones_do():
+    # Each half has a conversation with raw 0 and 2, which the judge gave 0 and 10: 5 * raw. Raw 3 would be 15, raw -1 be -5.
+    groups, low = ["a", "a", "b", "b"], Scale("warmth", 0.0, 10.0)
+    raw, scores = np.array([[0.0], [2.0], [3.0], [-1.0]]), np.array([[0.0], [10.0], [10.0], [0.0]])
+    here, there = split_by_conversation(groups, 0.5, SEED)
+    assert sorted([here.tolist(), there.tolist()]) == [[0, 1], [2, 3]]
+    found = cross_fitted([raw], scores, groups, (low,), SEED)
+    # Judged by the other half, which has raw 3 and -1 for 10 and 0, the first is 2.5 * raw + 2.5.
+    assert found.ravel().tolist() == [2.5, 7.5, 10.0, 0.0]
+    assert within(np.array([[-1.0, 11.0]]), SCALES).tolist() == [[0.0, 10.0]]
+    assert within(np.array([[0.1, 7.3]], np.float32), SCALES).dtype == np.float32
 
 
 def test_the_scores_of_a_conversation_do_not_touch_its_own_figures(held):
     epochs, scores, groups = held
-    before = cross_fitted(epochs, scores, groups, 1)
+    before = cross_fitted(epochs, scores, groups, SCALES, 1)
     for group in sorted(set(groups))[:5]:
         own = np.array([other == group for other in groups])
         changed = np.where(own[:, None], 10 - scores, scores)
-        np.testing.assert_array_equal(cross_fitted(epochs, changed, groups, 1)[own], before[own])
+        np.testing.assert_array_equal(cross_fitted(epochs, changed, groups, SCALES, 1)[own], before[own])
     two = ["a"] * 59 + ["b"]
-    assert np.isfinite(cross_fitted(epochs, scores, two, 0)).all()
+    assert np.isfinite(cross_fitted(epochs, scores, two, SCALES, 0)).all()
 
 
 def test_a_dimension_that_does_not_vary_among_the_held_out_keeps_its_ranking():

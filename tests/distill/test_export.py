@@ -102,7 +102,7 @@ def test_int8_passes_the_gate_and_says_how_well(exported, tmp_path):
 
     compared, calibration = halves(exported)
     path = tmp_path / "int8.onnx"
-    parity = quantise(exported.path, path, compared, exported.pad, lambda s: np.zeros(len(s), int), calibration)
+    parity = quantise(exported.path, path, compared, exported.pad, side, calibration)
     assert parity.passed
     assert path.is_file()
     assert parity.rows == 60
@@ -111,6 +111,9 @@ def test_int8_passes_the_gate_and_says_how_well(exported, tmp_path):
     found = onnx_scores(open_session(path, "cpu"), compared, exported.pad)
     reference = onnx_scores(open_session(exported.path, "cpu"), compared, exported.pad)
     assert 0 < np.abs(found - reference).max() < 1.5
+    # The rows are on both sides, so that the figure is one.
+    assert 0.2 < side(reference).mean() < 0.8
+    assert parity.flips == (side(found) != side(reference)).mean() <= 0.01
 
 
 def test_a_row_s_score_does_not_depend_on_its_company_in_int8(exported, tmp_path):

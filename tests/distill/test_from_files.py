@@ -1,5 +1,6 @@
 """``ee-cli distill`` on files: where labels come from, how they find their dialogues, and what is refused."""
 
+import hashlib
 import re
 import sys
 
@@ -193,6 +194,104 @@ def test_what_the_user_can_mend_is_one_sentence_and_exit_code_2(words, message, 
     assert message in error
     assert "Traceback" not in error
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (("--budget", 39), "--budget 39: at least 40 labelled examples are needed"),
+        (("--backbone", "{tmp}/nowhere"), "neither a folder with a model nor a model the Hub has"),
+        (("--max-length", 65), "has positions for 64 tokens at most"),
+        (("--layers", 3), "--layers 3: .* has 2"),
+    ],
+)
+def test_what_stops_the_training_is_said_before_the_judge_is_paid(
+    words, message, tiny_bert, make_synthetic, judge_server, tmp_path, monkeypatch, capsys
+):
+    dialogues = write_rows(tmp_path / "pool.jsonl", dialogue_rows(make_synthetic(60)[0]))
+    asking = ("--dialogues", dialogues, "--judge", "openai:m", "--base-url", judge_server.url)
+    words = [str(word).format(tmp=tmp_path) for word in words]
+    common = ("--backbone", tiny_bert, "--max-length", 64)
+    code, error = main_exit(monkeypatch, capsys, *asking, *common, *words, "-o", tmp_path / "out")
+    assert code == 2
+    assert re.search(message, error)
+    assert judge_server.requests == []
+    assert [path.name for path in tmp_path.iterdir()] == ["pool.jsonl"]
+
+
+def test_the_missing_wheel_is_said_before_the_judge_is_paid(
+    make_synthetic, judge_server, tmp_path, monkeypatch, capsys
+):
+    from efficient_empathy.distill import backbone
+
+    monkeypatch.setattr(backbone, "_WHEEL_MODULE", "no_such_wheel")
+    dialogues = write_rows(tmp_path / "pool.jsonl", dialogue_rows(make_synthetic(60)[0]))
+    asking = ("--dialogues", dialogues, "--judge", "openai:m", "--base-url", judge_server.url)
+    code, error = main_exit(monkeypatch, capsys, *asking, "-o", tmp_path / "out")
+    assert (code, "the wheel of the default backbone is not installed" in error) == (2, True)
+    assert judge_server.requests == []
+
+
+def test_one_rubric_judges_and_is_learnt(tmp_path):
+    from efficient_empathy.distill.from_files import DistillRequest
+    from efficient_empathy.distill.options import JudgeOptions
+    from efficient_empathy.errors import EmpathyError
+
+    own, asked = tmp_path / "own.yaml", ("pool.jsonl",)
+    judging = JudgeOptions("openai:m", rubric=own)
+    assert DistillRequest(tmp_path / "out", asked, judging=judging).rubric == own
+    assert DistillRequest(tmp_path / "out", asked, judging=judging, rubric=own).rubric == own
+    assert DistillRequest(tmp_path / "out", asked, judging=JudgeOptions("openai:m")).rubric is None
+    for wrong, said in ((JudgeOptions("openai:m"), "the paper's two dimensions"), (judging, "own.yaml")):
+        with pytest.raises(EmpathyError, match=f"would be asked by .*{said}.* give judging the same rubric"):
+            DistillRequest(tmp_path / "out", asked, judging=wrong, rubric=tmp_path / "other.yaml")
+
+
+@pytest.mark.parametrize(
+    ("judge", "expected"),
+    [
+        ({"name": "openai:m", "temperature": 0}, {"judge": "openai:m"}),
+        ({"name": "local:x.gguf", "weights": "ab" * 32}, {"judge": "local:x.gguf", "judge_weights": "ab" * 32}),
+        ({"name": "local:org/model", "weights": "org/model"}, {"judge": "local:org/model"}),
+    ],
+)
+def test_the_judge_is_named_as_the_labels_name_it(judge, expected, tmp_path):
+    from efficient_empathy.distill.from_files import _named_judge
+    from efficient_empathy.distill.labels import LABELS, label_manifest
+    from efficient_empathy.manifest import write_manifest_file
+
+    labels = tmp_path / "scorer.labels.jsonl"
+    write_manifest_file(label_manifest(labels), LABELS, {"judge": judge}, {})
+    assert _named_judge(labels) == expected
+
+
+def test_a_local_judge_s_path_does_not_go_into_the_folder(
+    make_synthetic, tiny_bert, tiny_options, tmp_path, monkeypatch
+):
+    from efficient_empathy.distill import labelling, local_judge, pipeline
+    from efficient_empathy.distill.from_files import DistillRequest, distill_from_files
+    from efficient_empathy.distill.judges import Answer
+    from efficient_empathy.distill.options import JudgeOptions
+
+    (tmp_path / "home").mkdir()
+    (tmp_path / "home" / "x.gguf").write_bytes(b"weights")
+    dialogues = write_rows(tmp_path / "pool.jsonl", dialogue_rows(make_synthetic(60)[0]))
+    monkeypatch.setattr(local_judge, "open_backend", lambda local: None)
+    scores = iter(range(1000))
+    monkeypatch.setattr(
+        local_judge.LocalJudge,
+        "ask",
+        lambda self, *_: Answer("{}", {"sensibility": next(scores) % 10, "rationality": next(scores) % 7}),
+    )
+    seen = {}
+    monkeypatch.setattr(pipeline, "distill", lambda data, *_: seen.update(data.provenance))
+    judging = JudgeOptions(f"local:{tmp_path}/home/x.gguf")
+    options = tiny_options(tiny_bert)
+    distill_from_files(DistillRequest(tmp_path / "scorer", (str(dialogues),), judging=judging, options=options))
+    assert seen["judge"] == "local:x.gguf"
+    assert seen["judge_weights"] == hashlib.sha256(b"weights").hexdigest()
+    assert str(tmp_path) not in str(seen)
+    assert labelling.default_store(tmp_path / "scorer.labels.jsonl").is_file()
 
 
 def test_no_flag_means_two_things():

@@ -86,12 +86,70 @@ def test_killed_between_stages_it_goes_on_and_ends_with_the_same_bits(data, opti
     monkeypatch.setattr(high_effort, "train_student", watched)
     with caplog.at_level("INFO"):
         run(data, out, options)
-    assert trainings == ["teacher 2 of 2", "student"]
+    assert trainings == ["teacher 2 of 2, tiny-bert", "student"]
     assert caplog.text.count("already done") == 1
     assert {name: kept[name] for name in work} == work
     assert not os.path.exists(tmp_path / "scorer.work")
     first, second = (Scorer.load(tmp_path / name, device="cpu", threads=1) for name in ("uninterrupted", "scorer"))
     assert second.digest == first.digest
+
+
+@pytest.mark.slow
+def test_killed_after_the_last_training_it_trains_nothing_again(data, options, tmp_path, monkeypatch):
+    from efficient_empathy.distill import export, high_effort
+
+    run(data, tmp_path / "uninterrupted", options)
+
+    def killed(*arguments):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(export, "export_fp32", killed)
+        with pytest.raises(KeyboardInterrupt):
+            run(data, tmp_path / "scorer", options)
+    monkeypatch.setattr(high_effort, "train_student", killed)
+    run(data, tmp_path / "scorer", options)
+    first, second = (Scorer.load(tmp_path / name, device="cpu", threads=1) for name in ("uninterrupted", "scorer"))
+    assert second.digest == first.digest
+
+
+@pytest.mark.slow
+def test_another_encoder_teaches_and_the_scorer_stays_as_small(
+    data, tiny_bert, tiny_roberta, tiny_options, tmp_path, monkeypatch
+):
+    from efficient_empathy.distill import high_effort
+
+    taught, rated, targets = [], [], {}
+    real, real_outputs = high_effort.train_student, high_effort.probabilities
+
+    def watched(student, rows, validation, training, *rest):
+        taught.append((student.config.model_type, training.learning_rate, rest[-1]))
+        targets[rest[-1]] = rows.targets.numpy()
+        return real(student, rows, validation, training, *rest)
+
+    def rate(*arguments):
+        rated.append(real_outputs(*arguments))
+        return rated[-1]
+
+    monkeypatch.setattr(high_effort, "train_student", watched)
+    monkeypatch.setattr(high_effort, "probabilities", rate)
+    plan = PoolOptions(teachers=2, larger_teachers=1, larger_learning_rate=3e-4, rated_examples=60, student_epochs=1)
+    options = tiny_options(tiny_bert, epochs=1, effort="high", pool=plan, teacher=str(tiny_roberta))
+    run(data, tmp_path / "scorer", options)
+    usual = options.training.learning_rate
+    assert taught == [
+        ("bert", usual, "teacher 1 of 2, tiny-bert"),
+        ("bert", usual, "teacher 2 of 2, tiny-bert"),
+        ("roberta", 3e-4, "teacher 1 of 1, tiny-roberta"),
+        ("bert", usual, "student"),
+    ]
+    # One teacher of the larger encoder has as much say as two of the small one.
+    expected = (rated[0] + rated[1]) / 4 + rated[2] / 2
+    np.testing.assert_allclose(targets["student"][-60:], expected, atol=1e-6)
+    manifest = read_manifest(tmp_path / "scorer", "scorer")
+    assert (manifest["training"]["teachers"], manifest["options"]["teacher"]) == (3, tiny_roberta.name)
+    with pytest.raises(EmpathyError, match="only --effort high has teachers"):
+        tiny_options(tiny_bert, teacher=str(tiny_roberta))
 
 
 def learnt_from(data, options, held):
@@ -160,7 +218,7 @@ def test_the_ratings_are_the_mean_of_the_teachers(data, options, tmp_path, monke
     monkeypatch.setattr(high_effort, "probabilities", outputs)
     monkeypatch.setattr(high_effort, "train_student", train)
     run(data, tmp_path / "scorer", options)
-    labelled = targets["teacher 1 of 2"]
+    labelled = targets["teacher 1 of 2, tiny-bert"]
     np.testing.assert_array_equal(targets["student"][: len(labelled)], labelled)
     np.testing.assert_allclose(targets["student"][len(labelled) :], (ratings[0] + ratings[1]) / 2, atol=1e-6)
     assert not np.array_equal(ratings[0], ratings[1])

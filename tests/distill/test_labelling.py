@@ -316,6 +316,50 @@ def test_what_timed_out_counts_against_the_limit(pool, tmp_path, options, judge_
     assert 0 < report.asked < 20
 
 
+def test_each_attempt_that_may_be_billed_counts_against_the_limit(pool, tmp_path, options, judge_server, reply, caplog):
+    """Each question's first attempt comes back as 503: the server behind the gateway may have worked and may bill it."""
+    busy = reply(status=503, headers={"Retry-After": "0"})
+    judge_server.behave = lambda request, times: busy if times == 1 else reply()
+    out = tmp_path / "labels.jsonl"
+    report = label([str(pool)], out, options(max_usd=0.1, concurrency=4))
+    with sqlite3.connect(tmp_path / "labels.sqlite") as store:
+        bounds = [usd for (usd,) in store.execute("SELECT usd FROM lost")]
+    # $10 a million: 256 tokens of the longest answer are $0.00256, and the question comes on top.
+    assert min(bounds) > 0.00256
+    assert report.usd + sum(bounds) <= 0.1
+    assert report.usd + sum(bounds) > 0.08
+    assert 0 < report.scored < 30  # without the lost attempts 30 answers of $0.0002 would cost $0.006
+    assert len(bounds) >= report.scored
+    assert f"${sum(bounds):.4f} of --max-usd are set aside" in caplog.text
+    # They count in a later run, too.
+    judge_server.behave = lambda request, times: reply()
+    again = label([str(pool)], out, options(max_usd=0.1))
+    assert again.asked < 3
+    assert again.usd + sum(bounds) <= 0.1
+    assert label([str(pool)], out, options(max_usd=1)).scored == 30
+
+
+def test_attempts_that_were_lost_without_a_price_are_priced_later(pool, tmp_path, options, judge_server, reply):
+    judge_server.behave = lambda request, times: (time.sleep(0.5), reply())[1]
+    out = tmp_path / "labels.jsonl"
+    first = label([str(pool)], out, options(prices=None, timeout=0.1, budget=5))
+    assert first.unscored == {"timeout": 5}
+    judge_server.behave = lambda request, times: reply()
+    # Five times more than $0.00256 are taken.
+    assert label([str(pool)], out, options(max_usd=0.0128, budget=5)).asked == 0
+
+
+def test_a_name_that_would_be_read_as_something_else_is_refused_before_the_judge_is_asked(
+    pool, tmp_path, options, judge_server
+):
+    for name in ("labels.jsonl.gz", "labels.jsonl.zst", "labels.parquet"):
+        for act in (label, plan_labels):
+            with pytest.raises(EmpathyError, match=r"written as plain JSONL, .* name it '.*labels\.jsonl'"):
+                act([str(pool)], tmp_path / name, options())
+    assert judge_server.asked.total() == 0
+    assert not list(tmp_path.glob("labels*"))
+
+
 def test_dialogues_are_not_written_over_and_labels_beside_them_are_no_dialogues(pool, options, judge_server):
     before = pool.read_bytes()
     with pytest.raises(EmpathyError, match="is one of the files of dialogues"):

@@ -90,6 +90,23 @@ def test_names_a_file_that_is_missing_broken_or_empty(tmp_path: Path):
             load_labelled(path, None, RUBRIC)
 
 
+@pytest.mark.parametrize("ending", [".parquet", ".gz", ".jsonl.gz", ".bz2", ".lz4", ".jsonl.zst"])
+def test_a_name_that_would_be_read_as_something_else_is_not_written(tmp_path: Path, examples, ending):
+    path = tmp_path / f"labels{ending}"
+    with pytest.raises(EmpathyError, match=f"not as {path.suffix}"):
+        write_labels(path, [row(examples[0])])
+    assert list(tmp_path.iterdir()) == []
+    path.write_bytes(orjson.dumps(row(examples[0])))  # what would stand there could not be read
+    with pytest.raises(EmpathyError, match="cannot read the labels"):
+        load_labelled(path, examples, RUBRIC)
+
+
+@pytest.mark.parametrize("name", ["labels.jsonl", "labels.json", "labels.v2", "labels"])
+def test_what_is_written_under_any_other_name_is_read_under_it(tmp_path: Path, examples, name):
+    write_labels(tmp_path / name, [row(examples[0])])
+    assert load_labelled(tmp_path / name, examples, RUBRIC).examples == examples[:1]
+
+
 def test_reads_the_judged_validation_rows(shared_data: Path):
     found = load_labelled(shared_data / "ed_paper_scores.valid.jsonl.gz", None, RUBRIC)
     assert found.scores.shape == (len(found.examples), 2) == (5712, 2)

@@ -62,6 +62,47 @@ def test_gives_up_after_the_last_attempt_and_says_why(ask, judge_server, reply):
     assert judge_server.asked.total() == 3
 
 
+@pytest.mark.parametrize(
+    ("status", "lost"),
+    [(502, 2), (503, 2), (504, 2), (500, 0), (429, 0)],
+)
+def test_attempts_that_may_be_billed_are_told_of(judge_server, example, reply, status, lost):
+    told = []
+    retried = reply(status=status, headers={"Retry-After": "0"})
+    judge_server.behave = lambda request, times: retried if times < 3 else reply()
+    judge = open_judge(JudgeOptions("openai:m", base_url=judge_server.url, attempts=3))
+    assert judge.ask(example, RUBRIC, lambda: told.append(1) or True).scores is not None
+    judge.close()
+    assert len(told) == lost
+
+
+def test_a_lost_connection_may_be_billed_and_one_that_never_was_may_not(judge_server, example, reply):
+    told = []
+    # The server reads the question, and what it sends is no HTTP.
+    judge_server.behave = lambda request, times: (
+        reply(body=b"", headers={"Content-Length": "1"}) if times == 1 else reply()
+    )
+    judge = open_judge(JudgeOptions("openai:m", base_url=judge_server.url, attempts=3))
+    assert judge.ask(example, RUBRIC, lambda: told.append(1) or True).scores is not None
+    judge.close()
+    assert told == [1]
+    judge = open_judge(JudgeOptions("openai:m", base_url="http://127.0.0.1:9/v1", attempts=2))
+    with pytest.raises(EmpathyError, match="cannot reach the judge"):
+        judge.ask(example, RUBRIC, lambda: told.append(2) or True)
+    judge.close()
+    assert told == [1]
+
+
+def test_what_may_be_billed_is_sent_again_only_while_it_is_allowed(judge_server, example, reply):
+    judge_server.behave = lambda request, times: reply(status=503, headers={"Retry-After": "0"})
+    judge = open_judge(JudgeOptions("openai:m", base_url=judge_server.url, attempts=6))
+    answers = iter([True, False])
+    with pytest.raises(NoAnswerError, match="http-503"):
+        judge.ask(example, RUBRIC, lambda: next(answers))
+    judge.close()
+    assert judge_server.asked.total() == 2
+
+
 def test_does_not_wait_for_hours(ask, judge_server, reply):
     judge_server.behave = lambda request, times: reply(status=429, headers={"Retry-After": "86400"})
     with pytest.raises(NoAnswerError, match="asked-to-wait"):

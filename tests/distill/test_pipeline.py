@@ -11,6 +11,7 @@ import orjson
 import pytest
 from click.testing import CliRunner
 
+from efficient_empathy.dialogues.types import Example, Turn
 from efficient_empathy.distill.rubric import Rubric
 from efficient_empathy.errors import EmpathyError
 from efficient_empathy.manifest import changed_files, read_manifest, sha256_file
@@ -113,6 +114,23 @@ def test_the_card_says_what_was_measured(distilled):
 
 
 @pytest.mark.slow
+def test_no_path_of_this_machine_goes_along(distilled, tiny_bert):
+    assert read_manifest(distilled)["options"]["backbone"] == "tiny-bert"
+    assert "starting from the encoder `tiny-bert`" in (distilled / "README.md").read_text()
+    for name in ("manifest.json", "README.md", "scorer.json"):
+        assert str(tiny_bert.parent) not in (distilled / name).read_text()
+
+
+def test_a_model_is_named_without_its_path(tiny_bert, monkeypatch):
+    from efficient_empathy.distill.pipeline import _public_name
+
+    assert [_public_name(name) for name in (str(tiny_bert), f"{tiny_bert}/")] == ["tiny-bert", "tiny-bert"]
+    assert [_public_name(name) for name in ("minilm", "org/encoder")] == ["minilm", "org/encoder"]
+    monkeypatch.chdir(tiny_bert.parent)
+    assert _public_name("./tiny-bert") == _public_name("tiny-bert/../tiny-bert") == "tiny-bert"
+
+
+@pytest.mark.slow
 def test_the_card_s_own_lines_of_python_run(distilled, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     row = {"id": "a", "context": "my dog died", "response": "so sorry"}
@@ -166,6 +184,62 @@ def test_another_rubric_goes_all_the_way_to_the_filter(names, tiny_bert, make_sy
     part = (tmp_path / "subsets" / "warm" / "part-00000.jsonl").read_bytes().splitlines()
     assert all(orjson.loads(line)["ee_warmth"] > 5 for line in part)
     assert set(orjson.loads(part[0])) >= {f"ee_{name}" for name in names}
+
+
+def other_turns(*conversations: str) -> list[Example]:
+    """One unlabelled example of each conversation."""
+    return [Example(f"{name}_turn:9", name, 9, (Turn("speaker", name),), "Oh.") for name in conversations]
+
+
+@pytest.fixture
+def labelled_split(make_synthetic):
+    """Eight labels of conversations c0 to c3, of which c1 is held out."""
+    from efficient_empathy.distill.students import Split
+
+    examples, scores = make_synthetic(8)
+    return Split(examples, scores, np.array([0, 1, 4, 5, 6, 7]), np.array([2, 3]))
+
+
+def test_of_the_pool_nothing_that_was_trained_on_is_unseen(labelled_split, tiny_bert, tiny_options):
+    from efficient_empathy.distill.batches import split_by_conversation
+    from efficient_empathy.distill.pipeline import pool_parts
+    from efficient_empathy.distill.settings import FastOptions
+
+    names = [f"c{n % 4}" if n % 2 else f"p{n}" for n in range(80)]
+    pool = other_turns(*names)
+    for seed in range(10):
+        options = tiny_options(tiny_bert, seed=seed, fast=FastOptions(rated_examples=80, least_examples=20))
+        parts = pool_parts(pool, labelled_split, options)
+        assert not {"c0", "c2", "c3"} & {example.dialogue_id for example in parts.unseen}
+        # Of c1, which is held out, nothing is learnt: its 20 rows (n = 1, 5, …) are compared on.
+        assert "c1" not in {example.dialogue_id for example in parts.learnt}
+        assert sum(example.dialogue_id == "c1" for example in parts.unseen) == 20
+        assert not {id(example) for example in parts.learnt} & {id(example) for example in parts.unseen}
+        # All else is where it was drawn to.
+        learnt, unseen = (set(rows.tolist()) for rows in split_by_conversation(names, 0.25, seed))
+        assert [e for e in parts.learnt if e.dialogue_id[0] == "p"] == [
+            pool[n] for n in range(80) if names[n][0] == "p" and n in learnt
+        ]
+        assert [e for e in parts.unseen if e.dialogue_id[0] == "p"] == [
+            pool[n] for n in range(80) if names[n][0] == "p" and n in unseen
+        ]
+    # Where nothing is learnt from the pool, what the files are compared on is chosen alike.
+    options = tiny_options(tiny_bert, fast=FastOptions(rated_examples=0))
+    parts = pool_parts(pool, labelled_split, options)
+    assert list(parts.learnt) == []
+    assert parts.unseen == [e for e in pool if e.dialogue_id not in ("c0", "c2", "c3")]
+
+
+def test_a_pool_of_other_conversations_is_divided_as_it_is_drawn(labelled_split, tiny_bert, tiny_options):
+    from efficient_empathy.distill.batches import split_by_conversation
+    from efficient_empathy.distill.pipeline import pool_parts
+    from efficient_empathy.distill.settings import FastOptions
+
+    pool = other_turns(*[f"p{n % 30}" for n in range(80)])
+    options = tiny_options(tiny_bert, fast=FastOptions(rated_examples=80, least_examples=20))
+    parts = pool_parts(pool, labelled_split, options)
+    learnt, unseen = split_by_conversation([e.dialogue_id for e in pool], 0.25, options.seed)
+    assert (parts.learnt, parts.unseen) == ([pool[n] for n in learnt], [pool[n] for n in unseen])
 
 
 def test_too_few_labels(tiny_bert, make_synthetic, tiny_options, tmp_path):

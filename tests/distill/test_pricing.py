@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from efficient_empathy.distill.judges import Usage
-from efficient_empathy.distill.pricing import Price, bound_usage, estimate_usage, load_prices
+from efficient_empathy.distill.pricing import Price, Purse, bound_usage, estimate_usage, load_prices
 from efficient_empathy.distill.rubric import Rubric
 from efficient_empathy.errors import EmpathyError
 
@@ -55,3 +55,19 @@ def test_what_is_set_aside_is_more_than_what_is_expected(example):
     likely, bound = estimate_usage(example, rubric), bound_usage(example, rubric, 256)
     assert 0 < likely.prompt < bound.prompt
     assert 0 < likely.completion < bound.completion == 256
+
+
+def test_a_purse_holds_what_is_spent_set_aside_and_lost():
+    purse = Purse(10.0, 4.0)
+    assert purse.take(3.0)  # 4 spent and 3 under way
+    assert not purse.take(3.5)
+    assert purse.lose(2.0)  # 3 of the lost attempt stay, 2 for the next: 9
+    assert not purse.take(1.5)
+    assert not purse.lose(2.0)  # 11 would be set aside: no other attempt may follow
+    purse.give_back(3.0)  # and none did: 8
+    assert purse.lost == 4.0
+    assert purse.take(2.0)
+    assert not purse.take(0.1)
+    free = Purse(None, 0.0)
+    assert free.take(1e9)
+    assert free.lose(1e9)

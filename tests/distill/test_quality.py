@@ -12,29 +12,12 @@ from efficient_empathy.distill.quality import (
     macro_f1,
     mean_absolute_error,
     quadratic_kappa,
-    spearman,
     with_interval,
 )
 from efficient_empathy.scorer.artifact import Scale
 
 SCALE = Scale("sensibility", 0.0, 10.0)
 PAIRS = st.lists(st.tuples(st.integers(0, 10), st.integers(0, 10)), min_size=3, max_size=60).map(np.array)
-
-
-def test_spearman_by_hand():
-    # Ranks 1, 2.5, 2.5, 4 and 2, 1, 3, 4: deviations -1.5, 0, 0, 1.5 and -.5, -1.5, .5, 1.5; 3 / sqrt(4.5 * 5).
-    assert spearman(np.array([1, 5, 5, 9]), np.array([2, 1, 3, 8])) == pytest.approx(3 / np.sqrt(22.5))
-
-
-@given(PAIRS)
-def test_spearman_agrees_with_scipy_also_with_ties(pairs):
-    from scipy.stats import spearmanr
-
-    a, b = pairs.T
-    if np.ptp(a) and np.ptp(b):
-        assert spearman(a, b) == pytest.approx(spearmanr(a, b).statistic, abs=1e-12)
-    else:
-        assert spearman(a, b) == 0.0
 
 
 def test_mean_absolute_error():

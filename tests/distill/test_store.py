@@ -83,6 +83,22 @@ def test_keeps_every_attempt_and_counts_the_latest(tmp_path: Path, example):
         assert store.latest(answer_key(example, RUBRIC, judge)) == stored[1]
 
 
+def test_lost_attempts_are_kept_also_in_a_store_of_before(tmp_path: Path, example):
+    path, key = tmp_path / "labels.sqlite", answer_key(example, RUBRIC, LengthJudge())
+    with LabelStore(path) as store:
+        store.put(example, RUBRIC, LengthJudge(), Answer("x", None, "no-verdict"), 0.5)
+    with sqlite3.connect(path) as connection:
+        connection.execute("DROP TABLE lost")  # as it was before they were kept
+    with LabelStore(path) as store:
+        assert store.lost(key) == []
+        store.put_lost(key, 0.25)
+        store.put_lost(key, None)
+        store.put_lost("another", 9.0)
+    with LabelStore(path) as store:
+        assert store.lost(key) == [0.25, None]
+        assert [stored.usd for stored in store.all_of(key)] == [0.5]
+
+
 def test_what_put_returned_from_survives_the_end_of_the_process(tmp_path: Path):
     script = (
         "import os, sys\n"

@@ -16,7 +16,7 @@ from efficient_empathy.dialogues.types import Example, Turn
 from efficient_empathy.errors import EmpathyError, MissingExtraError
 from efficient_empathy.scorer import devices, tiers
 from efficient_empathy.scorer.batching import TokenBudget, TokenCount, run_batches
-from efficient_empathy.scorer.devices import bucket, cache_folder, first_choice, providers_for
+from efficient_empathy.scorer.devices import bucket, cache_folder, first_choice, int8_saturates, providers_for
 from efficient_empathy.scorer.scorer import Scorer, _precision
 from efficient_empathy.scorer.session import open_session, run_batch, run_bound
 
@@ -191,6 +191,26 @@ def test_precision_by_device(scorer_folder, monkeypatch):
     assert [chosen(d, "fp32") for d in ("cpu", "cuda")] == ["fp32", "fp32"]
     monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: ALL)
     assert chosen("auto", *every) == "fp16"
+
+
+@pytest.mark.parametrize(
+    ("machine", "flags", "expected"),
+    [
+        ("x86_64", "fpu sse4_2 avx2 avx512f avx512bw", True),
+        ("x86_64", "fpu avx2 avx512f avx512_vnni amx_int8", False),
+        ("AMD64", "fpu avx2 avx_vnni", False),
+        ("x86_64", "fpu avx2 not_avx_vnni", True),
+        ("aarch64", "fpu avx2", False),
+    ],
+)
+def test_which_processors_add_bytes_in_too_few_bits(machine, flags, expected):
+    cpuinfo = f"processor\t: 0\nmodel name\t: Some CPU\nflags\t\t: {flags}\nbugs\t\t: none\n"
+    assert int8_saturates(machine, cpuinfo * 2) is expected
+
+
+@pytest.mark.parametrize("cpuinfo", ["", "processor\t: 0\nFeatures\t: fp asimd\n", "vmx flags\t: ept\n"])
+def test_of_an_unknown_processor_nothing_is_assumed(cpuinfo):
+    assert not int8_saturates("x86_64", cpuinfo)
 
 
 def test_the_command_line_names_the_devices_and_ray_has_two_of_them(scorer_folder, tmp_path):

@@ -10,8 +10,9 @@ import pytest
 
 from efficient_empathy.environment import usable_cores
 from efficient_empathy.errors import EmpathyError
+from efficient_empathy.scorer import session as sessions
 from efficient_empathy.scorer.batching import OutOfMemoryError
-from efficient_empathy.scorer.session import open_session, run_batch
+from efficient_empathy.scorer.session import EXACT_INT8, open_session, run_batch
 
 NO_CUDA = "CUDAExecutionProvider" not in onnxruntime.get_available_providers()
 
@@ -108,6 +109,52 @@ def test_want_of_memory_is_told_from_other_faults(model, words):
         run_batch(Refuses(words), batch)
     with pytest.raises(onnxruntime.capi.onnxruntime_pybind11_state.Fail, match="Invalid rank"):
         run_batch(Refuses("Invalid rank for input"), batch)
+
+
+@pytest.fixture(scope="module")
+def product_of_bytes(tmp_path_factory):
+    """What int8 files are made of: unsigned bytes times signed ones, here the larger of two neighbouring inputs' weights."""
+    onnx = pytest.importorskip("onnx", reason="onnx is part of the distill extra")
+    make, tensor = onnx.helper.make_node, onnx.numpy_helper.from_array
+    nodes = [
+        make("Cast", ["attention_mask"], ["bytes"], to=onnx.TensorProto.UINT8),
+        make(
+            "MatMulIntegerToFloat",
+            ["bytes", "weight", "one", "ones", "zero", "", "bias"],
+            ["scores"],
+            domain="com.microsoft",
+        ),
+    ]
+    constants = {
+        "weight": np.array([[127, -127], [127, 1], [0, 0], [0, 0]], np.int8),
+        "one": np.float32(1),
+        "ones": np.ones(2, np.float32),
+        "zero": np.uint8(0),
+        "bias": np.zeros(2, np.float32),
+    }
+    mask = onnx.helper.make_tensor_value_info("attention_mask", onnx.TensorProto.INT64, ["rows", 4])
+    scores = onnx.helper.make_tensor_value_info("scores", onnx.TensorProto.FLOAT, ["rows", 2])
+    tensors = [tensor(np.array(value), name) for name, value in constants.items()]
+    graph = onnx.helper.make_graph(nodes, "bytes", [mask], [scores], tensors)
+    opsets = [onnx.helper.make_opsetid("", 17), onnx.helper.make_opsetid("com.microsoft", 1)]
+    path = tmp_path_factory.mktemp("bytes") / "bytes.onnx"
+    onnx.save(onnx.helper.make_model(graph, opset_imports=opsets, ir_version=8), str(path))
+    return path
+
+
+@pytest.mark.parametrize("saturates", [False, True])
+def test_bytes_are_multiplied_exactly_where_the_processor_would_not(product_of_bytes, monkeypatch, saturates):
+    monkeypatch.setattr(sessions, "int8_saturates_here", lambda: saturates)
+    session = open_session(product_of_bytes, "cpu", 1)
+    options = session.get_session_options()
+    if not saturates:
+        with pytest.raises(RuntimeError, match=EXACT_INT8):  # it has no such entry
+            options.get_session_config_entry(EXACT_INT8)
+    else:
+        assert options.get_session_config_entry(EXACT_INT8) == "1"
+        # 255 * 127 + 255 * 127 = 64,770, where 16 bits end at 32,767; 255 * -127 + 255 = -32,130.
+        scores = run_batch(session, {"attention_mask": np.array([[255, 255, 0, 0]])})
+        assert scores.tolist() == [[64770.0, -32130.0]]
 
 
 LITTLE_MEMORY = """

@@ -8,21 +8,19 @@ from click.testing import CliRunner
 
 from efficient_empathy.cli import app
 from efficient_empathy.errors import EmpathyError
-from efficient_empathy.scorer.bench import BenchOptions, Measured, _mean_ranks, _rank_correlation, recommend
+from efficient_empathy.scorer.bench import BenchOptions, Measured, _agreement, recommend
 
 
 def measured(tier: str, rate: float, flips: float) -> Measured:
     return Measured(tier, "fp32", rate, None, None, None, (1.0,), flips, None, None)
 
 
-def test_ties_share_their_mean_rank():
-    assert _mean_ranks(np.array([5.0, 1.0, 5.0, 9.0])).tolist() == [1.5, 0.0, 1.5, 3.0]
-
-
-def test_rank_correlation_by_hand():
+def test_equal_scores_agree_also_where_they_are_constant():
+    rising = np.array([1.0, 2.0, 3.0])
+    assert _agreement(np.ones(3), np.ones(3)) == _agreement(rising, rising) == 1.0
+    assert _agreement(np.ones(3), rising) == 0.0
     # Ranks 0 1 2 against 0 2 1: 1 - 6 × (0 + 1 + 1) / (3 × 8) = 0.5.
-    assert _rank_correlation(np.array([1.0, 2.0, 3.0]), np.array([1.0, 9.0, 4.0])) == pytest.approx(0.5)
-    assert _rank_correlation(np.ones(3), np.array([1.0, 2.0, 3.0])) == 0.0
+    assert _agreement(rising, np.array([1.0, 9.0, 4.0])) == pytest.approx(0.5)
 
 
 def test_the_fastest_that_keeps_the_promise_is_recommended():
