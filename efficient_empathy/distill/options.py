@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from efficient_empathy.errors import EmpathyError
+from efficient_empathy.ranges import within
 
 DEFAULT_KEY_ENV = "OPENAI_API_KEY"
 
@@ -42,18 +43,13 @@ class JudgeOptions:
     """How often one question is sent at most, 1 to 20, when the server is busy or failing."""
 
     def __post_init__(self) -> None:
-        _between("budget", self.budget, 1, 100_000_000)
-        _between("concurrency", self.concurrency, 1, 256)
-        _between("max_tokens", self.max_tokens, 16, 100_000)
-        _between("attempts", self.attempts, 1, 20)
+        within("budget", self.budget, 1, 100_000_000)
+        within("concurrency", self.concurrency, 1, 256)
+        within("max_tokens", self.max_tokens, 16, 100_000)
+        within("attempts", self.attempts, 1, 20)
         if not self.timeout > 0:
             raise EmpathyError(f"timeout must be more than 0 seconds, not {self.timeout}.")
         if self.max_usd is not None and not self.max_usd >= 0:
             raise EmpathyError(f"max_usd must be 0 or more dollars, not {self.max_usd}.")
         if self.base_url is not None and not self.base_url.startswith(("http://", "https://")):
             raise EmpathyError("base_url must start with http:// or https://.")  # unnamed: it may hold a key
-
-
-def _between(name: str, value: int, low: int, high: int) -> None:
-    if not low <= value <= high:
-        raise EmpathyError(f"{name} must be between {low} and {high}, not {value}.")

@@ -4,6 +4,7 @@ from dataclasses import dataclass, field, replace
 from typing import Literal, get_args
 
 from efficient_empathy.errors import EmpathyError
+from efficient_empathy.ranges import within
 from efficient_empathy.scorer.fast import FastSpec
 
 DEFAULT_BACKBONE = "minilm"
@@ -34,13 +35,13 @@ class TrainingOptions:
     """Epochs without a better validation figure before training stops, 1 or more."""
 
     def __post_init__(self) -> None:
-        _within("epochs", self.epochs, 1, 100)
-        _within("batch_size", self.batch_size, 1, 4096)
-        _within("learning_rate", self.learning_rate, 1e-9, 0.1)
-        _within("head_learning_rate", self.head_learning_rate, 1e-9, 1.0)
-        _within("layer_decay", self.layer_decay, 0.01, 1.0)
-        _within("dropout", self.dropout, 0.0, 0.5)
-        _within("patience", self.patience, 1, 100)
+        within("epochs", self.epochs, 1, 100)
+        within("batch_size", self.batch_size, 1, 4096)
+        within("learning_rate", self.learning_rate, 1e-9, 0.1)
+        within("head_learning_rate", self.head_learning_rate, 1e-9, 1.0)
+        within("layer_decay", self.layer_decay, 0.01, 1.0)
+        within("dropout", self.dropout, 0.0, 0.5)
+        within("patience", self.patience, 1, 100)
 
 
 @dataclass(frozen=True)
@@ -59,11 +60,11 @@ class PoolOptions:
     """Passes of the final student over the teachers' ratings and the judge's labels together."""
 
     def __post_init__(self) -> None:
-        _within("teachers", self.teachers, 1, 20)
-        _within("larger_teachers", self.larger_teachers, 1, 20)
-        _within("larger_learning_rate", self.larger_learning_rate, 1e-9, 0.1)
-        _within("rated_examples", self.rated_examples, 1, 10_000_000)
-        _within("student_epochs", self.student_epochs, 1, 100)
+        within("teachers", self.teachers, 1, 20)
+        within("larger_teachers", self.larger_teachers, 1, 20)
+        within("larger_learning_rate", self.larger_learning_rate, 1e-9, 0.1)
+        within("rated_examples", self.rated_examples, 1, 10_000_000)
+        within("student_epochs", self.student_epochs, 1, 100)
 
     def student_training(self, training: TrainingOptions) -> TrainingOptions:
         """How the final student is tuned: as the teachers, for its own number of epochs."""
@@ -94,14 +95,14 @@ class FastOptions:
     """How examples are read."""
 
     def __post_init__(self) -> None:
-        _within("rated_examples", self.rated_examples, 0, 10_000_000)
-        _within("least_examples", self.least_examples, 1, 10_000_000)
-        _within("epochs", self.epochs, 1, 100)
-        _within("batch_size", self.batch_size, 1, 65_536)
-        _within("learning_rate", self.learning_rate, 1e-6, 1.0)
-        _within("dropout", self.dropout, 0.0, 0.9)
-        _within("vector", self.vector, 1, 256)
-        _within("hidden", self.hidden, 1, 4096)
+        within("rated_examples", self.rated_examples, 0, 10_000_000)
+        within("least_examples", self.least_examples, 1, 10_000_000)
+        within("epochs", self.epochs, 1, 100)
+        within("batch_size", self.batch_size, 1, 65_536)
+        within("learning_rate", self.learning_rate, 1e-6, 1.0)
+        within("dropout", self.dropout, 0.0, 0.9)
+        within("vector", self.vector, 1, 256)
+        within("hidden", self.hidden, 1, 4096)
 
 
 @dataclass(frozen=True)
@@ -140,12 +141,7 @@ class DistillOptions:
         if self.teacher is not None and self.effort != "high":
             raise EmpathyError(f"--teacher {self.teacher}: only --effort high has teachers.")
         if self.layers is not None:
-            _within("layers", self.layers, 1, 1000)
-        _within("max_tokens", self.max_tokens, 16, 8192)
-        _within("holdout", self.holdout, 0.05, 0.5)
-        _within("seed", self.seed, 0, 2**31 - 1)
-
-
-def _within(name: str, value: float, low: float, high: float) -> None:
-    if not low <= value <= high:
-        raise EmpathyError(f"{name} must be from {low:g} to {high:g}, not {value}.")
+            within("layers", self.layers, 1, 1000)
+        within("max_tokens", self.max_tokens, 16, 8192)
+        within("holdout", self.holdout, 0.05, 0.5)
+        within("seed", self.seed, 0, 2**31 - 1)

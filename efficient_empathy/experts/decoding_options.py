@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Any
 
-from efficient_empathy.experts.ranges import within
+from efficient_empathy.ranges import within
 
 
 @dataclass(frozen=True)

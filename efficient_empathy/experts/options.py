@@ -5,8 +5,8 @@ from typing import Literal, get_args
 
 from efficient_empathy.errors import EmpathyError
 from efficient_empathy.experts.bases import DEFAULT_BASE
-from efficient_empathy.experts.ranges import within
 from efficient_empathy.experts.rendering import DEFAULT_SYSTEM
+from efficient_empathy.ranges import within
 
 Control = Literal["none", "random", "full", "union"]
 CONTROLS: tuple[str, ...] = get_args(Control)

@@ -8,7 +8,7 @@ import click
 
 from efficient_empathy.distill.judge_options import ASKING_OPTIONS, Options, gather, judge_option
 from efficient_empathy.distill.options import JudgeOptions
-from efficient_empathy.errors import EmpathyError
+from efficient_empathy.ranges import within
 
 _MOST = 1_000_000
 
@@ -27,10 +27,8 @@ class PairwiseOptions:
     """Bootstrap resamples of the conversations for the intervals, 1 to a million."""
 
     def __post_init__(self) -> None:
-        for name in ("pairs", "resamples"):
-            value = getattr(self, name)
-            if not 1 <= value <= _MOST:
-                raise EmpathyError(f"{name} must be between 1 and {_MOST}, not {value}.")
+        within("pairs", self.pairs, 1, _MOST)
+        within("resamples", self.resamples, 1, _MOST)
 
 
 _PAIR_OPTIONS: Options = {

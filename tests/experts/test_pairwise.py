@@ -269,7 +269,7 @@ def test_refuses_what_cannot_be_compared(systems, options, tmp_path):
         compare_all({n: [f] for n, f in systems.items()}, options(), tmp_path / "out", "x")
     with pytest.raises(EmpathyError, match="are called the same"):
         compare(systems["long"], systems["long"], options(), tmp_path / "out")
-    with pytest.raises(EmpathyError, match="pairs must be between"):
+    with pytest.raises(EmpathyError, match="pairs must be from 1 to"):
         options(pairs=0)
     (tmp_path / "pairs.jsonl").write_text('{"id": "c1"}\n')
     with pytest.raises(EmpathyError, match="line 1 is no row of verdicts"):

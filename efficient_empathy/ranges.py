@@ -10,4 +10,8 @@ def within(name: str, value: float, low: float, high: float) -> None:
         EmpathyError: it does not; names it, its value and the range.
     """
     if not low <= value <= high:
-        raise EmpathyError(f"{name} must be from {low:g} to {high:g}, not {value}.")
+        raise EmpathyError(f"{name} must be from {_shown(low)} to {_shown(high)}, not {value}.")
+
+
+def _shown(end: float) -> str:
+    return f"{end:,}" if isinstance(end, int) else f"{end:g}"
