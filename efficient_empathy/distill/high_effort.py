@@ -5,12 +5,12 @@
 3. One student learns from those and the judge's labels together.
 
 Each teacher's ratings, and then the student, are kept in ``OUT.work/`` until the scorer folder is there: a run that was killed
-repeats the training that it was at, and of what follows the trainings all.
+repeats the training that it was at, and all that follows the trainings.
 """
 
 import hashlib
 import logging
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
@@ -84,8 +84,9 @@ def _train_final(
 
     def train() -> dict[str, torch.Tensor]:
         trained = train_student(student, rows, validation, training, seed, "student")
+        weights = {_WEIGHTS + name: value for name, value in student.state_dict().items()}
         outputs = torch.from_numpy(np.stack(trained.outputs))
-        return {"outputs": outputs, "best_epoch": torch.tensor(trained.best_epoch), **_prefixed(student.state_dict())}
+        return {"outputs": outputs, "best_epoch": torch.tensor(trained.best_epoch), **weights}
 
     depends = {
         "start": _digest_of_weights(student),
@@ -98,10 +99,6 @@ def _train_final(
     student.load_state_dict(weights)
     student.eval()
     return Trained(list(found["outputs"].numpy()), int(found["best_epoch"]))
-
-
-def _prefixed(weights: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    return {_WEIGHTS + name: value for name, value in weights.items()}
 
 
 @dataclass(frozen=True)
