@@ -26,8 +26,8 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from urllib.parse import urlsplit
 
+from efficient_empathy.dialogues import stream_examples
 from efficient_empathy.distill.choosing import choose_examples
-from efficient_empathy.distill.labelling import read_examples
 from efficient_empathy.distill.rubric import Rubric
 
 ROOT = Path(__file__).parents[1]
@@ -124,7 +124,7 @@ def main() -> None:
 
     rubric = Rubric.load()
     examples = choose_examples(
-        read_examples([str(arguments.dialogues)], "every-turn", Counter()), arguments.examples, 0
+        stream_examples([str(arguments.dialogues)], "every-turn", Counter()), arguments.examples, 0
     )
     digests = {rubric.prompt(example)[-1]["content"]: example.digest for example in examples}
     with tempfile.TemporaryDirectory() as folder:

@@ -25,6 +25,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
+from claims.over_seeds import mean_over_seeds, noise_of_one
 from common import note_settings, read_result, run_command, write_result
 
 from efficient_empathy.dialogues.types import Example
@@ -33,6 +34,7 @@ from efficient_empathy.experts.batches import Rows
 from efficient_empathy.experts.decoding import Prompt, answer
 from efficient_empathy.experts.decoding_options import DecodingOptions
 from efficient_empathy.experts.models import LanguageModel, LoadOptions, load_language_model
+from efficient_empathy.experts.statistics import draw
 from efficient_empathy.experts.subsets import choose
 from efficient_empathy.manifest import MANIFEST, sha256_bytes, sha256_file
 from efficient_empathy.moe.measuring import conversations, paired, row_nll
@@ -162,12 +164,41 @@ def nll(bench: Bench) -> dict:
             "nats": {name: asdict(figure) for name, figure in figures.items()},
             # Over 0: the mixture is better.
             "less_the_mixture": {name: asdict(figure) for name, figure in differences.items()},
+            **seed_by_seed(own, some, [groups[i] for i in index], bench.options.resamples),
         }
-    less = result["both"]["less_the_mixture"]
-    beaten = {name: less[name]["low"] > 0 for name in BASELINES if name in less}
-    result |= {"beaten": beaten, "router": reports, "costs": json.loads((bench.keep / "costs.json").read_text())}
+    costs = json.loads((bench.keep / "costs.json").read_text())
+    for key, part in (("beaten", "less_the_mixture"), ("beaten_over_seeds", "less_the_mixture_over_seeds")):
+        less = result["both"][part]
+        result[key] = {name: less[name]["low"] > 0 for name in BASELINES if name in less}
+    result |= {"router": reports, "costs": costs}
     show(result)
     return result
+
+
+def seed_by_seed(values: dict[str, np.ndarray], rows: Rows, groups: list[str], resamples: int) -> dict:
+    """Each seed's nats, and the differences with an interval that covers other trainings as well as other conversations.
+
+    Only the two or three differences themselves tell how much one varies from seed to seed: what shares its experts with the
+    mixture varies less than what was trained apart. So few degrees of freedom make wide intervals.
+
+    Args:
+        values: by system, nats of each row, (rows, seeds).
+        rows: what was measured.
+        groups: the conversation of each row.
+        resamples: of the conversations, the same as of ``paired``.
+    """
+    draws = draw(groups, resamples)
+    tokens = draws.sums(np.array([row.supervised for row in rows.rows]))
+    nats = {name: (draws.sums(array) / tokens).T for name, array in values.items()}
+    less = {}
+    for name in (name for name in nats if name != "mixture"):
+        arrays = list(nats[name] - nats["mixture"])
+        noise = noise_of_one(np.array([array[0] for array in arrays]))
+        less[name] = asdict(mean_over_seeds(arrays, len(set(groups)), noise))
+    return {
+        "nats_of_each_seed": {name: found[:, 0].tolist() for name, found in nats.items()},
+        "less_the_mixture_over_seeds": less,
+    }
 
 
 def load(bench: Bench, folder: Path | None) -> LanguageModel:
@@ -248,10 +279,14 @@ def memory(bench: Bench) -> dict:
 
 
 def show(result: dict) -> None:
-    print(f"\n{result['rows']} held-out rows, seeds {result['seeds']}; nats a token; less the mixture's, 95 % interval")
+    print(
+        f"\n{result['rows']} held-out rows, seeds {result['seeds']}; nats a token; less the mixture's with 95 % intervals: over "
+        "conversations, and over conversations and trainings"
+    )
     for name, figure in result["both"]["nats"].items():
-        less = result["both"]["less_the_mixture"].get(name)
-        text = f"{less['value']:+.4f} [{less['low']:+.4f}, {less['high']:+.4f}]" if less else ""
+        parts = [result["both"][key].get(name) for key in ("less_the_mixture", "less_the_mixture_over_seeds")]
+        told = [f"{less['value']:+.4f} [{less['low']:+.4f}, {less['high']:+.4f}]" for less in parts if less]
+        text = "  ".join(told)
         print(f"  {name:38s} {figure['value']:.4f}  {text}")
     for seed, found in result["router"].items():
         print(f"  seed {seed}: {found['verdict']}; token entropy {found['entropy_share']:.0%} of the most")

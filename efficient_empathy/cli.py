@@ -15,25 +15,31 @@ from efficient_empathy import __version__
 from efficient_empathy.errors import EmpathyError
 
 _COMMANDS = {
-    "label": ("distill", "Have a judge score a few dialogues, once; nothing paid for is asked twice."),
-    "distill": ("distill", "Turn judged examples into a scorer folder: train, export, check, report."),
-    "score": ("scorer", "Add a scorer's scores to every dialogue."),
-    "filter": ("selection", "Split dialogues into sensibility, rationality and discarded."),
-    "bench": ("selection", "Measure a scorer's tiers on your machine and rows: speed, memory, agreement, cost."),
-    "explain": ("audit", "Say why an example is in the subset where it is."),
-    "report": ("selection", "Show what a scorer folder or a subsets folder holds."),
-    "train-expert": ("experts", "Tune a language model on a subset: a LoRA adapter, with controls of the same cost."),
-    "train-moe": ("moe", "Train a router over experts: a mixture, and whether it tells their subsets apart."),
-    "merge-moe": ("moe", "Make a plain PEFT adapter of a mixture, and say what that costs."),
+    "label": ("distill.commands", "Have a judge score a few dialogues, once; nothing paid for is asked twice."),
+    "distill": ("distill.commands", "Turn judged examples into a scorer folder: train, export, check, report."),
+    "score": ("scorer.commands", "Add a scorer's scores to every dialogue."),
+    "filter": ("selection.commands", "Split dialogues into sensibility, rationality and discarded."),
+    "bench": (
+        "selection.commands",
+        "Measure a scorer's tiers on your machine and rows: speed, memory, agreement, cost.",
+    ),
+    "explain": ("audit.commands", "Say why an example is in the subset where it is."),
+    "report": ("selection.commands", "Show what a scorer folder or a subsets folder holds."),
+    "train-expert": (
+        "experts.commands",
+        "Tune a language model on a subset: a LoRA adapter, with controls of the same cost.",
+    ),
+    "train-moe": ("moe.commands", "Train a router over experts: a mixture, and whether it tells their subsets apart."),
+    "merge-moe": ("moe.commands", "Make a plain PEFT adapter of a mixture, and say what that costs."),
     "generate": (
-        "experts",
+        "experts.generate_commands",
         "Answer a file of contexts, or a person at the terminal, with a base, an expert or a mixture.",
     ),
-    "evaluate": ("experts", "Judge saved answers: metrics, scorers, intervals, paired differences."),
+    "evaluate": ("experts.evaluate_commands", "Judge saved answers: metrics, scorers, intervals, paired differences."),
     "doctor": ("doctor", "Say which devices, providers and extras are there, and how to mend what is not."),
-    "verify": ("audit", "Check a folder's files, its counts, and the chain back to scorer, labels and data."),
-    "push": ("hub", "Put a scorer, an expert or a mixture on the Hugging Face Hub."),
-    "pull": ("hub", "Fetch one from there, checked against its manifest."),
+    "verify": ("audit.commands", "Check a folder's files, its counts, and the chain back to scorer, labels and data."),
+    "push": ("hub.commands", "Put a scorer, an expert or a mixture on the Hugging Face Hub."),
+    "pull": ("hub.commands", "Fetch one from there, checked against its manifest."),
 }
 
 
@@ -60,9 +66,8 @@ class _LazyGroup(click.Group):
     def get_command(self, ctx: click.Context, name: str) -> click.Command | None:
         if name not in _COMMANDS:
             return None
-        area = _COMMANDS[name][0]
-        module = f"efficient_empathy.{area}" if area == "doctor" else f"efficient_empathy.{area}.commands"
-        command = getattr(importlib.import_module(module), f"{name.replace('-', '_')}_command")
+        module = importlib.import_module(f"efficient_empathy.{_COMMANDS[name][0]}")
+        command = getattr(module, f"{name.replace('-', '_')}_command")
         if not any(parameter.name == "config" for parameter in command.params):
             command.params.append(_config_option())
         return command

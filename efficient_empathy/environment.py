@@ -199,15 +199,29 @@ def _torch() -> dict[str, Any]:
 
 
 def _torch_facts(torch: Any) -> dict[str, Any]:
-    able = torch.cpu.get_capabilities() if hasattr(torch.cpu, "get_capabilities") else {}
     cuda = torch.cuda.is_available()
     return {
         "version": str(torch.__version__),
         "threads": torch.get_num_threads(),
         "cuda": torch.cuda.get_device_name() if cuda else None,
-        "bf16_cpu": bool(able.get("avx512_bf16") or able.get("amx_bf16")),
-        "bf16_cuda": bool(cuda and torch.cuda.is_bf16_supported(including_emulation=False)),
+        "bf16_cpu": computes_bf16(torch, "cpu"),
+        "bf16_cuda": cuda and computes_bf16(torch, "cuda"),
     }
+
+
+def computes_bf16(torch: Any, device: str) -> bool:
+    """Whether a device, ``cpu`` or ``cuda``, has instructions for bf16; emulated it is slower than fp32."""
+    if device == "cuda":
+        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
+    able = torch.cpu.get_capabilities() if hasattr(torch.cpu, "get_capabilities") else {}
+    return bool(able.get("avx512_bf16") or able.get("amx_bf16"))
+
+
+def cache_folder() -> Path:
+    """Where files are kept that can be made again: ``EE_CACHE``, else in the user's cache."""
+    if given := os.environ.get("EE_CACHE"):
+        return Path(given)
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "efficient-empathy"
 
 
 def _backbone_problem() -> str | None:

@@ -271,6 +271,21 @@ def changed_files(folder: Path, under: str = "") -> list[str]:
     return problems
 
 
+def check_unchanged(folder: Path, mend: str, under: str = "") -> None:
+    """See that a folder's files are as its manifest has them.
+
+    Args:
+        folder: with a manifest.
+        mend: a sentence on what to do where they are not.
+        under: only files whose path begins so.
+
+    Raises:
+        EmpathyError: a file is missing or has changed, or there is no manifest.
+    """
+    if problems := changed_files(folder, under):
+        raise EmpathyError(f"'{folder}' is not as it was written: {'; '.join(problems)}. {mend}")
+
+
 def read_origin(folder: Path) -> str | None:
     """Where a folder was pulled from, as ``owner/name@commit``; None if it was made here, or is no longer what was pulled."""
     try:

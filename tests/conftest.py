@@ -99,9 +99,9 @@ def _save_tiny_encoder(folder: Path, model_type: str) -> Path:
     """An encoder of two layers with random weights, and a tokenizer that knows some 50 words, as a Hub folder."""
     torch = pytest.importorskip("torch", reason="torch is part of the distill extra")
     from tokenizers import Tokenizer, models, normalizers, pre_tokenizers
-    from transformers import BertConfig, BertModel, PreTrainedTokenizerFast, RobertaConfig, RobertaModel
+    from transformers import AutoModel, BertConfig, DebertaV2Config, PreTrainedTokenizerFast, RobertaConfig
 
-    bert = model_type == "bert"
+    bert = model_type != "roberta"
     special = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"] if bert else ["<s>", "<pad>", "</s>", "<unk>", "<mask>"]
     names = ("pad", "unk", "cls", "sep", "mask") if bert else ("cls", "pad", "sep", "unk", "mask")
     roles = {f"{name}_token": token for name, token in zip(names, special, strict=True)}
@@ -114,13 +114,17 @@ def _save_tiny_encoder(folder: Path, model_type: str) -> Path:
     size = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 64}
     size["vocab_size"] = len(special) + len(_WORDS)
     torch.manual_seed(0)
-    if bert:
-        model = BertModel(BertConfig(**size, max_position_embeddings=64, initializer_range=0.2))
+    if model_type == "bert":
+        config = BertConfig(**size, max_position_embeddings=64, initializer_range=0.2)
+    elif model_type == "deberta":
+        relative = {"relative_attention": True, "position_buckets": 16, "position_biased_input": False}
+        kinds = {"pos_att_type": ["p2c", "c2p"], "share_att_key": True, "norm_rel_ebd": "layer_norm"}
+        config = DebertaV2Config(**size, **relative, **kinds, type_vocab_size=2, initializer_range=0.2)
     else:
         # No token types, and the first two positions are taken by padding: 64 tokens at most.
         positions = {"max_position_embeddings": 66, "type_vocab_size": 1, "pad_token_id": 1}
-        model = RobertaModel(RobertaConfig(**size, **positions, bos_token_id=0, eos_token_id=2, initializer_range=0.2))
-    model.save_pretrained(folder, safe_serialization=True)
+        config = RobertaConfig(**size, **positions, bos_token_id=0, eos_token_id=2, initializer_range=0.2)
+    AutoModel.from_config(config).save_pretrained(folder, safe_serialization=True)
     return folder
 
 
@@ -134,6 +138,12 @@ def tiny_bert(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def tiny_roberta(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A RoBERTa of 32 hidden units: an encoder without token types."""
     return _save_tiny_encoder(tmp_path_factory.mktemp("encoders") / "tiny-roberta", "roberta")
+
+
+@pytest.fixture(scope="session")
+def tiny_deberta(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A DeBERTa of 32 hidden units: it multiplies a table of relative positions, too."""
+    return _save_tiny_encoder(tmp_path_factory.mktemp("encoders") / "tiny-deberta", "deberta")
 
 
 def _make_synthetic(count: int, seed: int = 0, prefix: str = "c") -> tuple[list[Example], np.ndarray]:
@@ -288,6 +298,7 @@ class JudgeServer:
         self.behave: Callable[[dict[str, Any], int], Reply] = lambda request, times: Reply()
         self.requests: list[dict[str, Any]] = []
         self.authorizations: list[str] = []
+        self.paths: list[str] = []
         self.asked: Counter[str] = Counter()
         self._lock = threading.Lock()
         outer = self
@@ -297,6 +308,7 @@ class JudgeServer:
 
             def do_POST(self) -> None:
                 request = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+                outer.paths.append(self.path)
                 reply = outer._reply(request, self.headers.get("Authorization", ""))
                 data = reply.encode()
                 try:

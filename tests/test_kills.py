@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from efficient_empathy.audit.verifying import verify
-from efficient_empathy.distill.labelling import read_examples
+from efficient_empathy.dialogues import stream_examples
 from efficient_empathy.manifest import read_manifest
 from efficient_empathy.scorer.scorer import Scorer
 
@@ -120,7 +120,7 @@ def test_label_asks_for_nothing_that_was_answered(judge_server, reply, tmp_path)
         return reply()
 
     judge_server.behave = slowly
-    number_of = {e.digest: int(e.response.split()[1][:-1]) for e in read_examples([str(pool)], "every-turn", {})}
+    number_of = {e.digest: int(e.response.split()[1][:-1]) for e in stream_examples([str(pool)], "every-turn", {})}
 
     def asked():
         found = {}

@@ -9,7 +9,15 @@ from typing import Any
 from efficient_empathy.distill.labels import LABELS, label_manifest
 from efficient_empathy.distill.labels import beside as beside_labels
 from efficient_empathy.errors import EmpathyError
-from efficient_empathy.manifest import MANIFEST, ORIGIN, changed_files, read_manifest, read_manifest_file, sha256_file
+from efficient_empathy.manifest import (
+    MANIFEST,
+    ORIGIN,
+    changed_files,
+    manifest_digest,
+    read_manifest,
+    read_manifest_file,
+    sha256_file,
+)
 
 _BESIDE = {
     "run.json": "times and machine of the run",
@@ -45,10 +53,17 @@ class Folder:
 class FileCheck:
     """What the files of a folder came to."""
 
-    problems: list[str]
-    """One sentence a file that is changed, missing or not in the manifest."""
+    changed: list[str]
+    """One sentence a file that is changed or missing."""
+    unknown: list[str]
+    """Files that the manifest does not know and that no run leaves there."""
     beside: dict[str, str]
     """Files outside the manifest that belong there, and what they are."""
+
+    @property
+    def problems(self) -> list[str]:
+        """One sentence a file that is changed, missing or not in the manifest."""
+        return [*self.changed, *(f"'{name}' is not in the manifest: the run did not write it" for name in self.unknown)]
 
 
 def open_folder(path: Path) -> Folder:
@@ -59,8 +74,7 @@ def open_folder(path: Path) -> Folder:
     """
     path = Path(path)
     if path.is_dir() or not path.exists():
-        record = path / MANIFEST
-        return Folder(path, path, read_manifest(path), sha256_file(record))
+        return Folder(path, path, read_manifest(path), manifest_digest(path))
     record = path if path.name.endswith(".manifest.json") else label_manifest(path)
     if not record.is_file():
         raise EmpathyError(
@@ -79,8 +93,8 @@ def check_files(folder: Folder) -> FileCheck:
     if folder.kind == LABELS:
         problems = [problem for name in vouched if (problem := _label_problem(folder, name))]
         store = beside_labels(folder.path, ".sqlite")
-        return FileCheck(problems, {store.name: "every answer of the judge"} if store.is_file() else {})
-    problems, beside = changed_files(folder.root), {}
+        return FileCheck(problems, [], {store.name: "every answer of the judge"} if store.is_file() else {})
+    unknown, beside = [], {}
     for name in _names(folder.root):
         if name in vouched or name == MANIFEST:
             continue
@@ -93,8 +107,8 @@ def check_files(folder: Folder) -> FileCheck:
         elif said := _FOLDERS_BESIDE.get((folder.kind, name.split("/")[0])):
             beside[f"{name.split('/')[0]}/"] = said
         else:
-            problems.append(f"'{name}' is not in the manifest: the run did not write it")
-    return FileCheck(problems, beside)
+            unknown.append(name)
+    return FileCheck(changed_files(folder.root), unknown, beside)
 
 
 def _label_problem(folder: Folder, name: str) -> str | None:

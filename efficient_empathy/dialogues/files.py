@@ -11,7 +11,6 @@ import orjson
 
 from efficient_empathy.dialogues.folders import RECORD, data_names, is_data, label_files, listed, warn_once
 from efficient_empathy.dialogues.paths import KNOWN, container_of, is_url, scrubbed, shown_path
-from efficient_empathy.dialogues.paths import base_name as base_name  # where experts and distill look for it
 from efficient_empathy.errors import EmpathyError
 
 _MISSING = (FileNotFoundError, NotADirectoryError)
@@ -52,8 +51,12 @@ def find_files(inputs: Sequence[str]) -> list[str]:
     return list(found.values())
 
 
-def file_size(path: str) -> int | None:
+def file_size(path: str, asked_anew: bool = False) -> int | None:
     """Bytes of a local file or a URL; None where they cannot be told.
+
+    Args:
+        path: the file.
+        asked_anew: of a URL take nothing that the file system still knows of it.
 
     Raises:
         EmpathyError: a URL cannot be reached, or its file system's package is not installed.
@@ -64,6 +67,8 @@ def file_size(path: str) -> int | None:
         import fsspec
 
         system, inner = fsspec.core.url_to_fs(path)
+        if asked_anew:
+            system.invalidate_cache()
         return system.info(inner).get("size")
 
 
@@ -142,8 +147,13 @@ def _expand(text: str) -> list[str]:
     if not glob.has_magic(text):
         with reading(text):
             raise FileNotFoundError
-    matches = [path for path in glob.glob(text, recursive=True) if os.path.isfile(path)]
-    return _of_glob(text, matches)
+    found = glob.glob(text, recursive=True)
+    if dangling := [path for path in found if os.path.islink(path) and not os.path.exists(path)]:
+        more = f", and {len(dangling) - 1} more of '{text}'" if len(dangling) > 1 else ""
+        raise EmpathyError(
+            f"'{dangling[0]}' is a link to a file that is not there{more}. Fetch what is missing, or remove the link."
+        )
+    return _of_glob(text, [path for path in found if os.path.isfile(path)])
 
 
 def _expand_url(url: str) -> list[str]:

@@ -10,6 +10,7 @@ PROMPT_KEYS = ("seeker", "prompt", "question", "query", "input")
 RESPONSE_KEYS = ("response", "completion", "output", "answer", "reply")
 GROUP_KEYS = ("conv_id", "conversation_id", "dialogue_id")
 
+_READ = ("turns", "messages", "conversations", "context", "instruction", *PROMPT_KEYS, *RESPONSE_KEYS)
 _JOINT = "</s>"
 _MISSING = "\0"
 """Stands for a response that a row does not have."""
@@ -39,8 +40,11 @@ def parse_row(row: Mapping[str, Any], row_id: str, answered: bool = True) -> Dia
 def read_parts(row: Mapping[str, Any], row_id: str, answered: bool = True) -> Parts:
     """Read one row as ``parse_row`` does, into what a dialogue is made of."""
     whole = row if answered else _with_response(row)
-    reader = _reader_of(whole)
-    if reader is None:
+    filled = _filled(whole)
+    reader = _reader_of(filled)
+    if reader is not None:
+        whole = filled
+    elif (reader := _reader_of(whole)) is None:
         raise _unknown_format(row)
     turns, used, is_pair = reader(whole)
     if is_pair and turns[-1].text == _MISSING:
@@ -58,6 +62,14 @@ def _with_response(row: Mapping[str, Any]) -> Mapping[str, Any]:
 
 def _is_blank(value: Any) -> bool:
     return not value or (isinstance(value, str) and value.isspace())
+
+
+def _filled(row: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The row without blank cells: a table has the columns of all its formats in each row, and a blank one says nothing."""
+    blank = [key for key in _READ if key in row and _is_blank(row[key])]
+    if "instruction" in blank and not _is_blank(row.get("input")):
+        blank.remove("instruction")  # Alpaca's, all of it in the input
+    return {key: value for key, value in row.items() if key not in blank} if blank else row
 
 
 def _reader_of(row: Mapping[str, Any]) -> Callable[[Mapping[str, Any]], _Parsed] | None:

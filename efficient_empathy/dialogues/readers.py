@@ -1,6 +1,7 @@
 """From a unit to its records and rejects, in bounded memory."""
 
 import itertools
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, TypeVar
 
@@ -56,6 +57,25 @@ def read_examples(unit: Unit, mode: ExampleMode = "every-turn") -> Iterator[tupl
     """
     name = _row_name(unit)
     return _made(unit, lambda found: (found, row_examples(found[1], f"{name}:{found[0]}", mode)))
+
+
+def stream_examples(inputs: Sequence[str], mode: ExampleMode, rejected: Counter[str]) -> Iterator[Example]:
+    """The examples of some dialogues; rows that cannot be read are passed over.
+
+    Args:
+        inputs: files, folders, globs or URLs.
+        mode: which listener turns to take, see ``examples_of``.
+        rejected: counts the rows that cannot be read, by reason.
+
+    Raises:
+        EmpathyError: an input cannot be read.
+    """
+    for unit in plan_units(inputs):
+        for found in read_examples(unit, mode):
+            if isinstance(found, Reject):
+                rejected[found.reason] += 1
+            else:
+                yield from found[1]
 
 
 def _made(unit: Unit, make: Callable[[Row], _Made]) -> Iterator[_Made | Reject]:
@@ -231,14 +251,12 @@ _WHOLE = {"lines": _json_lines, "json": _json_list, "csv": _sheet}
 
 
 def _table(unit: Unit, rows: Iterable[dict[str, Any] | Exception]) -> Iterator[Found]:
-    number = unit.line - 1
-    try:
-        for number, row in enumerate(rows, unit.line):
-            if isinstance(row, UnicodeDecodeError):
-                yield Reject(unit.path, number, "invalid-utf8", "a column's text is not UTF-8", "")
-            elif isinstance(row, Exception):
-                yield Reject(unit.path, number, "bad-value", f"a column's value is out of range: {row}", "")
-            else:
-                yield number, row, None
-    except DamagedFileError as error:
-        yield Reject(unit.path, number + 1, error.reason, error.detail, "")
+    for number, row in enumerate(rows, unit.line):
+        if isinstance(row, DamagedFileError):
+            yield Reject(unit.path, number, row.reason, row.detail, "")
+        elif isinstance(row, UnicodeDecodeError):
+            yield Reject(unit.path, number, "invalid-utf8", "a column's text is not UTF-8", "")
+        elif isinstance(row, Exception):
+            yield Reject(unit.path, number, "bad-value", f"a column's value is out of range: {row}", "")
+        else:
+            yield number, row, None

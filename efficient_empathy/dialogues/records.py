@@ -1,6 +1,7 @@
 """Rows as they came in: what is kept of each, its examples, and how new fields are added to it."""
 
 import base64
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -10,11 +11,14 @@ import orjson
 
 from efficient_empathy.dialogues.examples import ExampleMode, cut_examples, examples_of
 from efficient_empathy.dialogues.formats import RowError, parse_row, read_parts
+from efficient_empathy.dialogues.paths import shown_path
 from efficient_empathy.dialogues.types import Dialogue, Example, Turn
 
 FIELD_PREFIX = "ee_"
 """What the names of added fields begin with."""
 _SCORED_TURN = FIELD_PREFIX + "turn"
+
+_WHOLE = re.compile(r"[0-9]{1,9}(\.0+)?")
 
 Row = tuple[int, dict[str, Any], bytes | None]
 """A row's line number, its columns and its bytes (JSONL only)."""
@@ -44,6 +48,19 @@ class Reject:
     detail: str
     raw: str
     """The row as text; bytes that are not UTF-8 are written as ``\\xNN``."""
+
+
+def reject_line(reject: Reject) -> bytes:
+    """A row that could not be read as a line of ``rejected/``, without line end."""
+    return orjson.dumps(
+        {
+            "file": shown_path(reject.path),
+            "line": reject.line,
+            "reason": reject.reason,
+            "detail": reject.detail,
+            "raw": reject.raw,
+        }
+    )
 
 
 def with_fields(record: Record, fields: Mapping[str, Any]) -> bytes:
@@ -144,7 +161,9 @@ def scored_turn(row: Mapping[str, Any], dialogue: Dialogue) -> int:
         RowError: it is not the index of a listener turn of this dialogue.
     """
     value, turns = row[_SCORED_TURN], dialogue.turns
-    if isinstance(value, str) and value.isascii() and value.isdigit() and len(value) < 10:  # a CSV cell
+    if isinstance(value, str) and _WHOLE.fullmatch(value):  # a CSV cell
+        value = float(value)
+    if isinstance(value, float) and value.is_integer():  # what data frames make of a column with gaps
         value = int(value)
     if (
         isinstance(value, bool)

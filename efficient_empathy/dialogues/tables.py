@@ -32,24 +32,27 @@ def plan_batches(path: str, unit_bytes: int) -> Iterator[Cut]:
 def read_row_groups(path: str, start: int, stop: int) -> Iterator[dict[str, Any] | Exception]:
     """The rows of some row groups; a row with text that is not UTF-8, or a date out of range, comes as the error.
 
-    Raises:
-        DamagedFileError: a row group does not unpack; the rows before have been given out.
+    Where a row group does not unpack, each row of it that could not be read comes as a ``DamagedFileError``.
     """
+    with _parquet(path) as file:
+        for group in range(start, stop):  # each by itself: a damaged one takes no other with it
+            yield from _row_group(file, group)
+
+
+def _row_group(file: Any, group: int) -> Iterator[dict[str, Any] | Exception]:
     import pyarrow as pa
 
-    with _parquet(path) as file:
-        batches = file.iter_batches(_BATCH_ROWS, row_groups=list(range(start, stop)))
-        while True:
-            try:
-                batch = next(batches, None)
-            except (pa.ArrowInvalid, OSError) as error:
-                if not _of_content(error):
-                    raise
-                detail = f"the rows from here to the end of the row group do not unpack: {error}"
-                raise DamagedFileError("damaged-file", detail) from error
-            if batch is None:
-                return
+    batches, given = file.iter_batches(_BATCH_ROWS, row_groups=[group]), 0
+    try:
+        for batch in batches:
             yield from _rows(batch)
+            given += batch.num_rows
+    except (pa.ArrowInvalid, OSError) as error:
+        if not _of_content(error):
+            raise
+        detail = f"the rest of row group {group} does not unpack: {str(error).strip()}"
+        for _ in range(file.metadata.row_group(group).num_rows - given):
+            yield DamagedFileError("damaged-file", detail)
 
 
 def read_batches(path: str, start: int, stop: int) -> Iterator[dict[str, Any] | Exception]:

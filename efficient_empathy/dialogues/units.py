@@ -1,6 +1,5 @@
 """Units: the pieces of the inputs that are read, resumed and handed out as a whole."""
 
-import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
@@ -8,7 +7,7 @@ from typing import Literal
 import orjson
 
 from efficient_empathy.dialogues.blocks import DamagedFileError, unpack
-from efficient_empathy.dialogues.files import find_files, open_file, reading
+from efficient_empathy.dialogues.files import file_size, find_files, open_file, reading
 from efficient_empathy.dialogues.paths import KNOWN, container_of, is_url, row_names, shown_path
 from efficient_empathy.dialogues.tables import plan_batches, plan_row_groups
 from efficient_empathy.errors import EmpathyError
@@ -69,7 +68,7 @@ def plan_units(inputs: Sequence[str], unit_bytes: int | None = _LARGEST_UNIT) ->
 def _shared_out(paths: Sequence[str]) -> int:
     if any(is_url(path) for path in paths):
         return _LARGEST_UNIT  # asking for every size takes its time
-    return min(_LARGEST_UNIT, max(_SMALLEST_UNIT, sum(map(os.path.getsize, paths)) // _UNITS))
+    return min(_LARGEST_UNIT, max(_SMALLEST_UNIT, sum(file_size(path) or 0 for path in paths) // _UNITS))
 
 
 def _units_of(path: str, unit_bytes: int) -> Iterator[Unit]:

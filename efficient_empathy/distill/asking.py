@@ -20,6 +20,12 @@ _GIVE_UP_AFTER = 20
 _MENDED_WHEN = {"http-403": "the key may be used for this model"}
 """What must be mended, by the reason for which no answer came."""
 
+_READABLE_WITH = {
+    "cut-off": "raise --max-tokens, which thoughts count to",
+    "empty-answer": "raise --max-tokens, which thoughts count to",
+}
+"""What may help, by the reason for which no answer could be read."""
+
 _logger = logging.getLogger(__name__)
 
 
@@ -216,13 +222,15 @@ def ask_all(
         report: called after each answer.
 
     Raises:
-        EmpathyError: the judge refuses to work at all, or gave no answer many times in a row. What had arrived is kept.
+        EmpathyError: the judge refuses to work at all, gave no answer many times in a row, or only answers that cannot be
+            read. What had arrived is kept.
     """
     waiting = iter(subjects)
     following = next(waiting, None)
     purse = Purse(interview.max_usd, outcome.spent + outcome.unbilled)
     reserved: dict[Future[StoredAnswer], tuple[SubjectT, float]] = {}
-    in_a_row = 0
+    in_a_row = unread = 0
+    readable = any(stored.answer.scores is not None for stored in outcome.answers.values())
     # That a model thinks first, and so costs more, shows with its first answer: until then one question is under way.
     at_once = interview.judge.concurrency if interview.max_usd is None else 1
     finished = False
@@ -243,6 +251,9 @@ def ask_all(
                 subject, bound = reserved.pop(future)
                 before = outcome.spent
                 in_a_row = 0 if _settle(future, subject, outcome) else in_a_row + 1
+                if (stored := outcome.answers.get(subject.digest)) is not None:
+                    readable = readable or stored.answer.scores is not None
+                    unread += 1
                 purse.give_back(bound - (outcome.spent - before))
                 at_once = interview.judge.concurrency
                 report(outcome)
@@ -251,6 +262,13 @@ def ask_all(
                 raise EmpathyError(
                     f"the last {in_a_row} questions got no answer ({reason}), so the rest were not asked. "
                     f"What was answered is kept: run the same command again when {_MENDED_WHEN.get(reason, 'the judge is well')}."
+                )
+            if unread >= _GIVE_UP_AFTER and not readable:
+                why = str(next(reversed(outcome.answers.values())).answer.reason)
+                raise EmpathyError(
+                    f"none of the first {unread} answers could be read ({why}), so the rest were not asked. They are kept: "
+                    f"{_READABLE_WITH.get(why, 'look at them in the store, or choose another judge')}, and run again with "
+                    "--retry-unscored."
                 )
         finished = True
     finally:

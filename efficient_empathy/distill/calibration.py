@@ -43,7 +43,7 @@ def fit_calibration(raw: np.ndarray, scores: np.ndarray) -> Calibration:
     return Calibration(slope, scores.mean(0) - slope * raw.mean(0))
 
 
-def within(scores: np.ndarray, scales: tuple[Scale, ...]) -> np.ndarray:
+def clipped(scores: np.ndarray, scales: tuple[Scale, ...]) -> np.ndarray:
     """Scores (n, d) held within the ends of their scales, as the shipped graph holds its own."""
     low, high = (np.array([getattr(scale, end) for scale in scales], scores.dtype) for end in ("low", "high"))
     return np.clip(scores, low, high)
@@ -71,4 +71,4 @@ def cross_fitted(
     for here, there in (halves, halves[::-1]):
         best = int(np.argmax([mean_spearman(raw[there], scores[there]) for raw in epochs]))
         found[here] = fit_calibration(epochs[best][there], scores[there]).apply(epochs[best][here])
-    return within(found, scales)
+    return clipped(found, scales)

@@ -137,21 +137,31 @@ def _rejected(rejected: dict[str, int]) -> list[str]:
     type=click.IntRange(min=1),
     help="Encoder layers that the scorer keeps, from the bottom; fewer are faster.  [default: 5 of minilm's 6, else all]",
 )
-@click.option("--epochs", type=click.IntRange(1, 100), default=None, help="Passes over the labels, at most.")
 @click.option(
-    "--max-length", type=click.IntRange(16, 8192), default=128, show_default=True, help="Longest input, in tokens."
+    "--epochs",
+    type=click.IntRange(1, 100),
+    default=TrainingOptions.epochs,
+    show_default=True,
+    help="Passes over the labels, at most.",
+)
+@click.option(
+    "--max-length",
+    type=click.IntRange(16, 8192),
+    default=DistillOptions.max_tokens,
+    show_default=True,
+    help="Longest input, in tokens.",
 )
 @click.option(
     "--holdout",
     type=click.FloatRange(0.05, 0.5),
-    default=0.15,
+    default=DistillOptions.holdout,
     show_default=True,
     help="Share of the labels to measure on instead of training.",
 )
 @click.option(
     "--fast-examples",
     type=click.IntRange(min=0),
-    default=16_000,
+    default=FastOptions.rated_examples,
     show_default=True,
     help="Unlabelled examples that the transformer rates for the fast tier, at most; 0: no fast tier.",
 )
@@ -187,9 +197,10 @@ def distill_command(**values: Any) -> None:
 
 
 def _distill_options(values: dict[str, Any]) -> DistillOptions:
-    training = TrainingOptions() if values["epochs"] is None else TrainingOptions(epochs=values["epochs"])
     names = ("backbone", "teacher", "layers", "effort", "holdout", "seed", "fp16")
     given = {name: values[name] for name in names}
     fast = FastOptions(rated_examples=values["fast_examples"])
     # --max-tokens is the judge's: the length of its answers.
-    return DistillOptions(training=training, fast=fast, max_tokens=values["max_length"], **given)
+    return DistillOptions(
+        training=TrainingOptions(epochs=values["epochs"]), fast=fast, max_tokens=values["max_length"], **given
+    )

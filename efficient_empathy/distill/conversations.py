@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
-from efficient_empathy.dialogues.types import Example
+from efficient_empathy.dialogues.types import Example, Turn
 
 _TURN_ID = re.compile(r"(.+)_turn:\d+", re.DOTALL)
 """The id of an example that was cut from a conversation, see ``dialogues.examples_of``."""
@@ -53,6 +53,20 @@ def join_conversations(examples: Sequence[Example]) -> list[Example]:
     if changed:
         _log.info("%d examples joined to the conversation that they were cut from, by their ids or texts", changed)
     return found
+
+
+def conversation_name(example: Example) -> str:
+    """The conversation of one example, seen by itself; the same for all that were cut from one conversation.
+
+    Where its row names none: ``X`` of an id ``X_turn:n``, else a hash of the first two turns, which conversations may share that
+    begin alike. ``join_conversations`` is finer, and needs to see all examples together.
+    """
+    if example.dialogue_id != example.id:
+        return example.dialogue_id
+    if match := _TURN_ID.fullmatch(example.id):
+        return match[1]
+    said = [turn for turn in (*example.context, Turn("listener", example.response)) if turn.role != "system"]
+    return f"text:{hashlib.sha256(b''.join(_bytes(turn.role, turn.text) for turn in said[:2])).hexdigest()[:16]}"
 
 
 def _beginnings(example: Example) -> Iterator[bytes]:

@@ -1,7 +1,7 @@
 """Where an OpenAI-compatible judge is asked, with which key, and how the address can be shown."""
 
 import os
-from urllib.parse import urlsplit, urlunsplit
+from urllib.parse import parse_qsl, urlsplit, urlunsplit
 
 from efficient_empathy.distill.options import JudgeOptions
 from efficient_empathy.errors import EmpathyError
@@ -33,6 +33,12 @@ def base_url(options: JudgeOptions) -> str:
 def is_own_service(options: JudgeOptions) -> bool:
     """Whether questions go to OpenAI itself, so that its list prices hold."""
     return urlsplit(base_url(options)).hostname == _OWN_HOST
+
+
+def without_query(url: str) -> tuple[str, dict[str, str]]:
+    """An address and its query, which goes with every request: gateways want a version or a key there."""
+    parts = urlsplit(url)
+    return urlunsplit(parts._replace(query="", fragment="")), dict(parse_qsl(parts.query, keep_blank_values=True))
 
 
 def shown_url(url: str) -> str:

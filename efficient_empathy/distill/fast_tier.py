@@ -19,12 +19,12 @@ from efficient_empathy.distill.calibration import fit_calibration
 from efficient_empathy.distill.export import onnx_scores
 from efficient_empathy.distill.fast_student import check_fast, export_fast, fast_scores, train_fast
 from efficient_empathy.distill.measuring import decision_rule
-from efficient_empathy.distill.quality import spearman
 from efficient_empathy.distill.settings import FastOptions
 from efficient_empathy.scorer.artifact import Scale
 from efficient_empathy.scorer.cascade import CASCADE_FILE, Pairs
 from efficient_empathy.scorer.encoding import Encoder
 from efficient_empathy.scorer.fast import FastEncoder
+from efficient_empathy.scorer.ranks import spearman
 from efficient_empathy.scorer.session import open_session
 
 FAST_FILE = "fast.fp32.onnx"

@@ -7,12 +7,12 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from efficient_empathy.dialogues import ExampleMode
-from efficient_empathy.dialogues.files import base_name
+from efficient_empathy.dialogues import ExampleMode, stream_examples
+from efficient_empathy.dialogues.paths import base_name
 from efficient_empathy.dialogues.types import Example
 from efficient_empathy.distill.asking import Progress
 from efficient_empathy.distill.choosing import choose_examples
-from efficient_empathy.distill.labelling import label, read_examples
+from efficient_empathy.distill.labelling import label
 from efficient_empathy.distill.labels import label_manifest, load_labelled
 from efficient_empathy.distill.options import JudgeOptions
 from efficient_empathy.distill.rubric import Rubric
@@ -100,7 +100,7 @@ def distill_from_files(request: DistillRequest, progress: Callable[[Progress], N
             )
         _warn("examples without scores", answers.unscored)
     rejected: Counter[str] = Counter()
-    dialogues = read_examples(request.dialogues, request.examples, rejected) if request.dialogues else None
+    dialogues = stream_examples(request.dialogues, request.examples, rejected) if request.dialogues else None
     labelled = load_labelled(request.label_file, dialogues, rubric)
     _warn("labels passed over", labelled.skipped)
     _warn("rows of dialogues that cannot be read", rejected)
@@ -138,5 +138,5 @@ def _pool(request: DistillRequest, labelled: set[str]) -> list[Example]:
     wanted = max(COMPARED_EXAMPLES, options.fast.rated_examples)
     if options.effort == "high":
         wanted = max(wanted, options.pool.rated_examples * 4 // 3)
-    examples = read_examples(request.dialogues, request.examples, Counter())
+    examples = stream_examples(request.dialogues, request.examples, Counter())
     return choose_examples((e for e in examples if e.digest not in labelled), wanted, request.options.seed)

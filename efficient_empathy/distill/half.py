@@ -16,9 +16,9 @@ from typing import Any
 import numpy as np
 
 from efficient_empathy.distill.export import LEAST_SPEARMAN, MOST_FLIPS, onnx_scores
-from efficient_empathy.distill.quality import spearman
 from efficient_empathy.errors import EmpathyError
 from efficient_empathy.scorer.encoding import Encoded
+from efficient_empathy.scorer.ranks import spearman
 from efficient_empathy.scorer.session import open_session
 
 _ENCODER = "/encoder/"

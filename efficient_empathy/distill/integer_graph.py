@@ -46,7 +46,7 @@ def to_int8(model: Any, found: Mapping[str, Extent], kept: Collection[str]) -> A
 
     Args:
         model: the fused fp32 model.
-        found: what the inputs of its products held on the calibration rows.
+        found: what the inputs of its products held on the calibration rows; products of other tensors stay in fp32.
         kept: names of products that stay in fp32.
 
     Returns:
@@ -61,7 +61,7 @@ class _Rewriting:
 
         self._model = model
         self._found = found
-        self._chosen = set(products(model)) - set(kept)
+        self._chosen = {name for name, tensor in products(model).items() if tensor in found} - set(kept)
         self._constants = {i.name: numpy_helper.to_array(i) for i in model.graph.initializer}
         self._readers: dict[str, list[Any]] = {}
         for node in model.graph.node:

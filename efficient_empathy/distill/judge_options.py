@@ -43,7 +43,11 @@ ASKING_OPTIONS: Options = {
         help="Environment variable that holds the key; servers of your own need none.",
     ),
     "concurrency": click.option(
-        "--concurrency", type=click.IntRange(1, 256), default=8, show_default=True, help="Questions at once."
+        "--concurrency",
+        type=click.IntRange(1, 256),
+        default=JudgeOptions.concurrency,
+        show_default=True,
+        help="Questions at once.",
     ),
     "max_usd": click.option(
         "--max-usd", type=click.FloatRange(min=0), help="Stop before the answers could cost more dollars than this."
@@ -55,14 +59,14 @@ ASKING_OPTIONS: Options = {
     "max_tokens": click.option(
         "--max-tokens",
         type=click.IntRange(16, 100_000),
-        default=256,
+        default=JudgeOptions.max_tokens,
         show_default=True,
         help="Longest answer; a model that thinks aloud needs thousands.",
     ),
     "timeout": click.option(
         "--timeout",
         type=click.FloatRange(0, min_open=True),
-        default=120.0,
+        default=JudgeOptions.timeout,
         show_default=True,
         help="Seconds a try.",
     ),
@@ -74,7 +78,7 @@ _LABEL_OPTIONS: Options = {
     "budget": click.option(
         "--budget",
         type=click.IntRange(1),
-        default=1000,
+        default=JudgeOptions.budget,
         show_default=True,
         help="Examples to have judged, at most; drawn by --seed, spread over conversations.",
     ),

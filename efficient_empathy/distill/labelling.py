@@ -7,8 +7,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from efficient_empathy.dialogues import ExampleMode, Reject, RowError, read_records, record_examples
-from efficient_empathy.dialogues.files import find_files, is_url
+from efficient_empathy.dialogues import ExampleMode, stream_examples
+from efficient_empathy.dialogues.files import find_files
+from efficient_empathy.dialogues.paths import is_url
 from efficient_empathy.dialogues.types import Example
 from efficient_empathy.distill.asking import Interview, Outcome, Progress, ask_about, plan_asking
 from efficient_empathy.distill.choosing import choose_examples
@@ -80,19 +81,6 @@ def label(
     return report
 
 
-def read_examples(inputs: Sequence[str], mode: ExampleMode, rejected: Counter[str]) -> Iterator[Example]:
-    """The examples of some dialogues, streamed; rows that cannot be read are counted by reason and passed over."""
-
-    def on_reject(reject: Reject) -> None:
-        rejected[reject.reason] += 1
-
-    for record in read_records(inputs, on_reject=on_reject):
-        try:
-            yield from record_examples(record, mode)
-        except RowError as error:
-            rejected[error.reason] += 1
-
-
 def default_store(out: Path) -> Path:
     """Where answers are kept when nobody says: ``labels.jsonl`` keeps them in ``labels.sqlite``."""
     return beside(out, ".sqlite")
@@ -106,7 +94,7 @@ def _prepare(inputs: Sequence[str], out: Path, options: JudgeOptions, mode: Exam
             f"'{out}' is one of the files of dialogues, and would be overwritten; choose another with -o."
         )
     rejected: Counter[str] = Counter()
-    examples = choose_examples(read_examples(inputs, mode, rejected), options.budget, options.seed)
+    examples = choose_examples(stream_examples(inputs, mode, rejected), options.budget, options.seed)
     if not examples:
         bad = f"; {rejected.total()} rows could not be read ({_counts(rejected)})" if rejected else ""
         raise EmpathyError(f"no listener turn to judge in {', '.join(inputs)}{bad}.")

@@ -10,7 +10,7 @@ import torch
 from efficient_empathy.dialogues.types import Example
 from efficient_empathy.distill.backbone import Backbone, load_encoder
 from efficient_empathy.distill.baselines import mean_scores, ridge, tfidf_ridge
-from efficient_empathy.distill.calibration import within
+from efficient_empathy.distill.calibration import clipped
 from efficient_empathy.distill.quality import Judged, agreement
 from efficient_empathy.distill.students import Split
 from efficient_empathy.scorer.artifact import Scale
@@ -63,7 +63,7 @@ def measure(
         "TF-IDF + ridge": tfidf_ridge(train, scores[rows], test),
         "mean": mean_scores(scores[rows], len(held)),
     }
-    systems = {**found, **{name: within(predicted, scales) for name, predicted in baselines.items()}}
+    systems = {**found, **{name: clipped(predicted, scales) for name, predicted in baselines.items()}}
     figures = {
         name: {metric: asdict(figure) for metric, figure in agreement(predicted, judged).items()}
         for name, predicted in systems.items()

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 from urllib.parse import urlsplit
 
-from efficient_empathy.distill.endpoint import NO_KEY, api_key, base_url, shown_url
+from efficient_empathy.distill.endpoint import NO_KEY, api_key, base_url, shown_url, without_query
 from efficient_empathy.distill.judges import Answer, NoAnswerError, OnLost, Usage, send_again
 from efficient_empathy.distill.options import JudgeOptions
 from efficient_empathy.distill.questions import Criteria, SubjectT
@@ -21,6 +21,8 @@ _BEARER = re.compile(r"(?i)(bearer\s+)[^\s\"',}]+")
 _FORMAT_WORDS = re.compile(r"(?i)response.?format|json|schema|grammar|structured|guided")
 _LENGTH_WORDS = re.compile(r"(?i)context.{0,20}(length|size|window)|too (long|large)|exceed_context")
 _EXCERPT = 200
+_SHORTEST_SECRET = 8
+"""Shorter values of an address's query are in no answer that they would have to be taken out of but by chance."""
 
 
 class OpenAIJudge:
@@ -55,8 +57,11 @@ class OpenAIJudge:
         openai = require("openai", "distill", "--judge openai:…")
         url = base_url(options)
         key = api_key(options, url) if ask else NO_KEY
-        client = openai.OpenAI(api_key=key, base_url=url, timeout=options.timeout, max_retries=0)
-        secrets = tuple(text for text in (key, urlsplit(url).password) if text and text != NO_KEY)
+        # The client would write the path of a request behind a query.
+        bare, query = without_query(url)
+        client = openai.OpenAI(api_key=key, base_url=bare, default_query=query, timeout=options.timeout, max_retries=0)
+        held = [value for value in query.values() if len(value) >= _SHORTEST_SECRET]
+        secrets = tuple(text for text in (key, urlsplit(url).password, *held) if text and text != NO_KEY)
         return cls(model, client, options, secrets)
 
     @property

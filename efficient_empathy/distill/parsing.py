@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 _LONGEST = 20_000
 _NUMBER = re.compile(r"^\s*([-+]?\d{1,9})(?:\.0+)?\s*(?:/\s*(\d{1,9}))?\s*$")
 
+_BEFORE_VERDICT = re.compile(r"\A\s*(?:```\w*)?[\s*_`>#-]*")
 _MARKS = r"[\s*_`\"']*"
 # So that "Verdict: A tie" is not read as A.
 _LINE_ENDS = r"[ \t*_`\"'\]).,}]*$"
@@ -32,12 +33,16 @@ def parse_answer(text: str, rubric: "Rubric", cut_off: bool = False) -> Verdict:
     Args:
         text: the judge's words.
         rubric: the dimensions asked for; their names match in any case.
-        cut_off: whether the answer was cut for its length: then a number at its very end may lack digits and is not read.
+        cut_off: whether the answer was cut for its length: then it counts only if it begins with its verdict, since one further on
+            may be a draft, and a number at its very end may lack digits and is not read.
 
     Returns:
         The scores by dimension and None, or None and a reason: ``empty-answer``, ``no-verdict``, ``missing-dimension``,
         ``not-an-integer`` or ``out-of-range``.
     """
+    text = _without_thoughts(text)
+    if cut_off and not _begins_with(text, rubric.names):
+        return Verdict(None, "no-verdict" if text.strip() else "empty-answer")
     text = text[-_LONGEST:]
     if cut_off:
         text = text.rstrip("0123456789")
@@ -63,6 +68,9 @@ def parse_choice(text: str, name: str, offered: str, cut_off: bool = False) -> V
         1 for the verdict and 0 for the others, and None; or None and a reason: ``empty-answer``, ``no-verdict`` or
         ``not-offered``.
     """
+    text = _without_thoughts(text)
+    if cut_off and not _begins_with(text, [name]):
+        return Verdict(None, "no-verdict" if text.strip() else "empty-answer")
     text = text[-_LONGEST:]
     if cut_off:
         text = text.rstrip(string.ascii_letters)
@@ -79,6 +87,18 @@ def parse_choice(text: str, name: str, offered: str, cut_off: bool = False) -> V
         return Verdict({other: float(other == letter) for other in offered}, None)
 
     return _last_valid(candidates, read)
+
+
+def _without_thoughts(text: str) -> str:
+    """What follows the thoughts that some servers leave in an answer; nothing where these were not ended."""
+    _, ended, rest = text.rpartition("</think>")
+    return rest if ended else text.partition("<think>")[0]
+
+
+def _begins_with(text: str, names: Iterable[str]) -> bool:
+    """Whether a text starts with a JSON object, or with the label of one of some verdicts."""
+    start = _BEFORE_VERDICT.sub("", text, count=1)
+    return start.startswith("{") or any(re.match(_label(name), start) for name in names)
 
 
 def _last_valid(candidates: Sequence[Mapping[str, Any]], read: Callable[[Mapping[str, Any]], Verdict]) -> Verdict:

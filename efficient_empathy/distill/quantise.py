@@ -18,10 +18,10 @@ from efficient_empathy.distill.export import LEAST_SPEARMAN, MOST_FLIPS, onnx_sc
 from efficient_empathy.distill.fused_graph import feed_forward_outputs, products
 from efficient_empathy.distill.fusing import fuse
 from efficient_empathy.distill.integer_graph import to_int8
-from efficient_empathy.distill.quality import spearman
 from efficient_empathy.distill.smoothing import extents
 from efficient_empathy.scorer.batching import token_budget_batches
 from efficient_empathy.scorer.encoding import Encoded
+from efficient_empathy.scorer.ranks import spearman
 from efficient_empathy.scorer.session import open_session, run_batch
 
 _MOST_BATCH_EFFECT = 0.01

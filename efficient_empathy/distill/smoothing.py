@@ -51,8 +51,11 @@ def extents(model: Path, names: Iterable[str], batches: Iterable[Mapping[str, np
 
     Args:
         model: the fp32 file.
-        names: tensors of shape (rows, positions, channels).
+        names: tensors; looked at are those of shape (rows, positions, channels).
         batches: inputs of the graph.
+
+    Returns:
+        By name; those that hold something else than rows and positions are left out.
     """
     import onnx
     import onnxruntime as ort
@@ -71,6 +74,8 @@ def extents(model: Path, names: Iterable[str], batches: Iterable[Mapping[str, np
         for batch in batches:
             real = batch["attention_mask"].astype(bool)
             for name, values in zip(names, session.run(names, dict(batch)), strict=True):
+                if values.shape[:2] != real.shape:
+                    continue  # not of the rows: DeBERTa projects its table of relative positions
                 low, high = values[real].min(0), values[real].max(0)
                 known = found.get(name, Extent(low, high))
                 found[name] = Extent(np.minimum(known.low, low), np.maximum(known.high, high))

@@ -16,9 +16,11 @@ import torch
 
 from efficient_empathy.distill.batches import EncodedRows, ordered_loader, training_loader
 from efficient_empathy.distill.module import Progress, StudentModule
-from efficient_empathy.distill.quality import spearman
 from efficient_empathy.distill.settings import TrainingOptions
 from efficient_empathy.distill.student import Student
+from efficient_empathy.environment import computes_bf16
+from efficient_empathy.gpu_memory import within_memory
+from efficient_empathy.scorer.ranks import spearman
 
 _log = logging.getLogger(__name__)
 
@@ -105,7 +107,7 @@ def fit_quietly(
             enable_model_summary=False,
             num_sanity_val_steps=0,
         )
-        with interruptible():
+        with interruptible(), within_memory("use a shorter --max-length or a smaller --backbone."):
             trainer.fit(module, loader, validation)
     # Trainer and module hold one another, and with them gradients and optimiser state worth several models.
     trainer = None
@@ -131,15 +133,14 @@ def mean_spearman(found: np.ndarray, expected: np.ndarray) -> float:
     return float(np.mean([spearman(found[:, d], expected[:, d]) for d in range(expected.shape[1])]))
 
 
-def choose_precision() -> Any:
+def choose_precision(device: str | None = None) -> Any:
     """Lightning's name of the precision to train in: bf16 where the device computes in it, fp32 elsewhere.
 
-    A CPU without bf16 instructions runs bf16 autocast at half the speed of fp32, so it is asked what it has.
+    Args:
+        device: ``cpu`` or ``cuda``; None for the GPU where there is one.
     """
-    if torch.cuda.is_available():
-        return "bf16-mixed" if torch.cuda.is_bf16_supported(including_emulation=False) else "32-true"
-    able = torch.cpu.get_capabilities() if hasattr(torch.cpu, "get_capabilities") else {}
-    return "bf16-mixed" if able.get("avx512_bf16") or able.get("amx_bf16") else "32-true"
+    chosen = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    return "bf16-mixed" if computes_bf16(torch, chosen) else "32-true"
 
 
 @contextmanager

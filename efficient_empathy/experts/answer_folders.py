@@ -9,7 +9,11 @@ import orjson
 
 from efficient_empathy.dialogues.types import Turn
 from efficient_empathy.errors import EmpathyError
-from efficient_empathy.manifest import MANIFEST, changed_files, read_manifest, sha256_file
+from efficient_empathy.manifest import (
+    check_unchanged,
+    manifest_digest,
+    read_manifest,
+)
 
 KIND = "answers"
 ANSWERS_FILE = "answers.jsonl"
@@ -54,10 +58,7 @@ def read_answers(folder: Path) -> AnswerFolder:
     manifest = read_manifest(folder, KIND)
     if ANSWERS_FILE not in manifest["files"]:
         raise EmpathyError(f"the manifest of '{folder}' does not vouch for {ANSWERS_FILE}; generate the answers again.")
-    if problems := changed_files(folder):
-        raise EmpathyError(
-            f"the answers folder '{folder}' is not as it was written: {'; '.join(problems)}. Generate the answers again."
-        )
+    check_unchanged(folder, "Generate the answers again.")
     answers = tuple(_rows(folder / ANSWERS_FILE))
     if not answers:
         raise EmpathyError(f"'{folder}' holds no answers; there is nothing to evaluate.")
@@ -66,7 +67,7 @@ def read_answers(folder: Path) -> AnswerFolder:
         if answer.id in seen:
             raise EmpathyError(f"'{folder}' holds the id '{answer.id}' twice; give each context an id of its own.")
         seen.add(answer.id)
-    return AnswerFolder(folder, answers, manifest, sha256_file(folder / MANIFEST))
+    return AnswerFolder(folder, answers, manifest, manifest_digest(folder))
 
 
 def _rows(path: Path) -> Iterator[Answer]:

@@ -18,6 +18,7 @@ from efficient_empathy.experts.decoding_options import DecodingOptions
 from efficient_empathy.experts.loss import response_nll
 from efficient_empathy.experts.models import LanguageModel, position_limit
 from efficient_empathy.experts.rendering import RowRefused
+from efficient_empathy.gpu_memory import within_memory
 
 _log = logging.getLogger(__name__)
 _LOG_SECONDS = 10.0
@@ -158,7 +159,8 @@ def answer_contexts(
         prompts.append(Prompt(context.id, tokens))
         if cut_turns:
             cut.add(context.id)
-    decoded = answer(model, prompts, options, progress.add)
+    with within_memory("use a smaller --batch-size."):
+        decoded = answer(model, prompts, options, progress.add)
     answers = {
         prompt.id: {"answer": model.renderer.text(one.tokens), "tokens": len(one.tokens), "finish": one.finish}
         for prompt, one in zip(prompts, decoded, strict=True)

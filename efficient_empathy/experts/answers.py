@@ -11,7 +11,9 @@ import orjson
 import torch
 
 from efficient_empathy.dialogues import Reject
-from efficient_empathy.dialogues.files import base_name, find_files, shown_path
+from efficient_empathy.dialogues.files import find_files
+from efficient_empathy.dialogues.paths import base_name, shown_path
+from efficient_empathy.dialogues.records import reject_line
 from efficient_empathy.environment import usable_cores
 from efficient_empathy.errors import EmpathyError
 from efficient_empathy.experts.answer_folders import ANSWERS_FILE, KIND
@@ -34,7 +36,7 @@ from efficient_empathy.scorer import runfolder
 from efficient_empathy.scorer.outputs import writing
 
 _REJECTED_FILE = f"{runfolder.REJECTED}/part-00000.jsonl"
-_ENGINE = 1
+_ENGINE = 2
 """Raised when the same options would give other bytes."""
 _UNIT = 256
 """Contexts that are answered, written and resumed as a whole."""
@@ -166,10 +168,7 @@ def _finish(
                 counts.add(row)
     files = [ANSWERS_FILE]
     if rejects:
-        lines = (
-            orjson.dumps({**asdict(reject), "path": shown_path(reject.path)}, option=orjson.OPT_APPEND_NEWLINE)
-            for reject in rejects
-        )
+        lines = [reject_line(reject) + b"\n" for reject in rejects]
         write_atomic(job.out / _REJECTED_FILE, b"".join(lines))
         files.append(_REJECTED_FILE)
     body = {

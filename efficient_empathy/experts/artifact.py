@@ -12,7 +12,7 @@ from efficient_empathy.experts.bases import Base, find_base, load_base
 from efficient_empathy.experts.rendering import Renderer
 from efficient_empathy.manifest import (
     atomic_folder,
-    changed_files,
+    check_unchanged,
     pretty_json,
     read_manifest,
     read_origin,
@@ -64,10 +64,7 @@ def read_expert(folder: Path) -> tuple[Expert, str]:
         EmpathyError: it is no such folder, or a file of it has changed or is missing.
     """
     read_manifest(folder, KIND)
-    if problems := changed_files(folder):
-        raise EmpathyError(
-            f"'{folder}' is not as it was written: {'; '.join(problems)}. Train it again, or copy it again."
-        )
+    check_unchanged(folder, "Train it again, or copy it again.")
     return Expert(**orjson.loads((folder / EXPERT_FILE).read_bytes())), sha256_file(folder / ADAPTER_FILES[1])
 
 

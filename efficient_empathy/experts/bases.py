@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from efficient_empathy.distill.local_backends import LocalModel
+from efficient_empathy.environment import cache_folder
 from efficient_empathy.errors import EmpathyError, require
 
 _log = logging.getLogger(__name__)
@@ -126,13 +127,6 @@ def _dtype(cuda: bool) -> Any:
 
     half = cuda and torch.cuda.is_bf16_supported(including_emulation=False)
     return torch.bfloat16 if half else torch.float32
-
-
-def cache_folder() -> Path:
-    """Where unpacked models are kept: ``EE_CACHE``, else ``efficient-empathy`` in the user's cache folder."""
-    if chosen := os.environ.get("EE_CACHE"):
-        return Path(chosen)
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "efficient-empathy"
 
 
 def _unpacked(base: Base) -> Path:

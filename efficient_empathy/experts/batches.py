@@ -180,7 +180,8 @@ class OrderedBatches:
     def __init__(self, rows: Rows, batch_size: int, rank: int = 0, ranks: int = 1):
         order = np.argsort(-rows.lengths, kind="stable")
         batches = [order[at : at + batch_size].tolist() for at in range(0, len(order), batch_size)]
-        self._rows, self._batches = rows, batches[rank::ranks]
+        # Lightning refuses a rank without a batch; one without rows counts for nothing.
+        self._rows, self._batches = rows, batches[rank::ranks] or [[]] * (ranks > 1)
 
     def __len__(self) -> int:
         return len(self._batches)

@@ -1,4 +1,4 @@
-"""``ee-cli train-expert``, ``generate`` and ``evaluate``."""
+"""``ee-cli train-expert``."""
 
 import dataclasses
 from collections.abc import Callable
@@ -20,16 +20,6 @@ from efficient_empathy.manifest import pretty_json
 from efficient_empathy.output_path import OutputPath
 
 _Function = TypeVar("_Function", bound=Callable[..., Any])
-_COMMANDS = {"generate_command": "generate_commands", "evaluate_command": "evaluate_commands"}
-
-
-def __getattr__(name: str) -> Any:
-    """The commands that stand in modules of their own, imported when they are called."""
-    if name not in _COMMANDS:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    import importlib
-
-    return getattr(importlib.import_module(f"efficient_empathy.experts.{_COMMANDS[name]}"), name)
 
 
 def field_option(kind: type, name: str, flag: str, help_text: str, **more: Any) -> Callable[[_Function], _Function]:
@@ -120,6 +110,7 @@ def train_expert_command(
     Loss on the response alone, its end included. Killed and run again, it goes on from its last checkpoint, step for
     step as if it had not been. A subset is only better than another if it beats a control: see --control.
     """
+    from efficient_empathy.experts.fitting import is_first_process
     from efficient_empathy.experts.training import ExpertRequest, prepare, train_expert
 
     request = ExpertRequest(data, out, expert_options(values))
@@ -145,6 +136,8 @@ def train_expert_command(
         click.echo(pretty_json(facts).decode().rstrip() if as_json else _facts_text(facts))
         return
     expert = train_expert(request)
+    if not is_first_process():
+        return
     click.echo(pretty_json(dataclasses.asdict(expert)).decode().rstrip() if as_json else _expert_text(expert, out))
 
 

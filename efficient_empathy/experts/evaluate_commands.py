@@ -34,7 +34,7 @@ from efficient_empathy.output_path import OutputPath
 @click.option(
     "--resamples",
     type=click.IntRange(20, 100_000),
-    default=1000,
+    default=EvaluateOptions.resamples,
     show_default=True,
     help="How often the conversations are drawn, for intervals and p-values.",
 )

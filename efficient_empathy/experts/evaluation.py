@@ -13,6 +13,7 @@ from efficient_empathy.experts.answer_folders import AnswerFolder, aligned, read
 from efficient_empathy.experts.cautions import cautions
 from efficient_empathy.experts.runs import REFERENCE, Run, ScorerLike, measured
 from efficient_empathy.experts.statistics import Draws, draw, holm, interval, p_value
+from efficient_empathy.ranges import within
 
 
 @dataclass(frozen=True)
@@ -29,10 +30,8 @@ class EvaluateOptions:
     """Figures to compare, by name or pattern such as ``paper/*``; () compares all. Holm counts these alone."""
 
     def __post_init__(self) -> None:
-        if not 20 <= self.resamples <= 100_000:
-            raise EmpathyError(f"resamples must be from 20 to 100000, not {self.resamples}.")
-        if self.seed < 0:
-            raise EmpathyError(f"seed must be 0 or more, not {self.seed}.")
+        within("resamples", self.resamples, 20, 100_000)
+        within("seed", self.seed, 0, 2**63 - 1)
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,6 @@
 """What trainings of language models share: rows and steps, Lightning's loop with checkpoints, and what is said of it afterwards."""
 
 import gc
-import json
 import logging
 import math
 from collections.abc import Sequence
@@ -23,9 +22,14 @@ from efficient_empathy.experts.module import CsvLog, KeepBest, ResponseData, Res
 from efficient_empathy.experts.options import DeviceOptions, FitOptions
 from efficient_empathy.experts.rendering import Renderer
 from efficient_empathy.experts.subsets import Chosen, some
+from efficient_empathy.gpu_memory import within_memory
 from efficient_empathy.manifest import canonical_json, sha256_bytes, versions
 
 _log = logging.getLogger(__name__)
+_SMALLER = (
+    "lower --batch-size and raise --accumulate by as much, which trains the same; or try --gradient-checkpointing, a shorter "
+    "--max-length, or --load-in-4bit."
+)
 SAVE_SECONDS = 60.0
 """Between the checkpoints that a killed run goes on from."""
 
@@ -149,12 +153,13 @@ def fit_module(run: Run, prepared: Prepared, module: ResponseModule) -> tuple[Ke
         _log.info("going on from %s", checkpoint)
     elif leftovers := list(run.work.glob("last-*.safetensors")):
         _log.warning("%s is of another run (data, options or versions differ): starting over", leftovers[0])
-    precision = choose_precision() if choose_device(where.device) == "cuda" else _cpu_precision()
+    device = choose_device(where.device)
+    precision = choose_precision(device)
     with quiet(), faster_on_cpu(module.model, precision == "bf16-mixed"):
         trainer = L.Trainer(
             max_steps=prepared.steps,
             max_epochs=1,
-            accelerator="gpu" if choose_device(where.device) == "cuda" else "cpu",
+            accelerator="gpu" if device == "cuda" else "cpu",
             devices=where.devices,
             strategy=where.strategy,
             precision=precision,
@@ -175,7 +180,7 @@ def fit_module(run: Run, prepared: Prepared, module: ResponseModule) -> tuple[Ke
             enable_model_summary=False,
             num_sanity_val_steps=0,
         )
-        with interruptible():
+        with interruptible(), within_memory(_SMALLER):
             if checkpoint.is_file():
                 trainer.fit(module, datamodule=data, ckpt_path=str(checkpoint))
             else:
@@ -192,11 +197,11 @@ def fit_module(run: Run, prepared: Prepared, module: ResponseModule) -> tuple[Ke
     return best, first
 
 
-def _cpu_precision() -> Any:
-    """bf16 where this CPU computes in it."""
-    import torch
+def is_first_process() -> bool:
+    """Whether this process is the one of a training on several devices that writes, and so says, what came of it."""
+    from lightning.pytorch.utilities import rank_zero_only
 
-    return "32-true" if torch.cuda.is_available() else choose_precision()
+    return bool(getattr(rank_zero_only, "rank", 0) == 0)
 
 
 def _key(run: Run, prepared: Prepared) -> str:
@@ -209,7 +214,7 @@ def _key(run: Run, prepared: Prepared) -> str:
         "beside": list(run.beside),
         "versions": versions("torch", "transformers", "peft", "lightning"),
     }
-    return sha256_bytes(canonical_json(json.loads(json.dumps(depends))))[:16]
+    return sha256_bytes(canonical_json(depends))[:16]
 
 
 def _tensorboard(folder: Path) -> Any:

@@ -42,13 +42,19 @@ _DRAWING = ("temperature", "top_p", "top_k")
     help="Which turns to answer. auto: the listener's last turn anew, or the next one after the speaker's last word.",
 )
 @click.option("--limit", type=click.IntRange(min=1), default=None, help="Answer so many contexts, drawn by --seed.")
-@click.option("--max-new-tokens", type=int, default=64, show_default=True, help="Longest answer.")
+@click.option(
+    "--max-new-tokens", type=int, default=DecodingOptions.max_new_tokens, show_default=True, help="Longest answer."
+)
 @click.option("--sample", is_flag=True, help="Draw tokens instead of taking the likeliest.")
-@click.option("--temperature", type=float, default=None, help="With --sample.  [default: 0.7]")
-@click.option("--top-p", type=float, default=None, help="With --sample.  [default: 0.9]")
-@click.option("--top-k", type=int, default=None, help="With --sample; 0 takes all tokens.  [default: 50]")
+@click.option(
+    "--temperature", type=float, default=None, help=f"With --sample.  [default: {DecodingOptions.temperature}]"
+)
+@click.option("--top-p", type=float, default=None, help=f"With --sample.  [default: {DecodingOptions.top_p}]")
+@click.option(
+    "--top-k", type=int, default=None, help=f"With --sample; 0 takes all tokens.  [default: {DecodingOptions.top_k}]"
+)
 @click.option("--seed", type=int, default=0, show_default=True, help="Draws the contexts of --limit and the tokens.")
-@click.option("--batch-size", type=int, default=16, show_default=True, help="Contexts at once.")
+@click.option("--batch-size", type=int, default=DecodingOptions.batch_size, show_default=True, help="Contexts at once.")
 @click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto", show_default=True)
 @click.option("--system", default=None, help="Instruction of a base model; '' gives none.")
 @click.option(
@@ -83,6 +89,10 @@ def generate_command(**values: Any) -> None:
         click.echo(_json(counts) if values["as_json"] else _lines(counts))
         return
     model = _load(values)
+    if values["show_gates"]:
+        from efficient_empathy.moe.showing import router_of
+
+        router_of(model)  # a model without a router is refused before it answers, not after
     outcome = write_answers(job, model)
     if outcome.already_done:
         click.echo(f"Already done: '{job.out}' holds the finished result of this very run.", err=True)

@@ -75,14 +75,19 @@ def _prompts(input_ids: Tensor, attention_mask: Tensor, labels: Tensor) -> tuple
 def _parts(model: Any) -> tuple[nn.Module, nn.Module]:
     """The decoder without its head, and the head; adapters live inside the decoder."""
     causal = model.get_base_model() if hasattr(model, "get_base_model") else model
-    return causal.base_model, causal.get_output_embeddings()
+    return decoder_of(causal), causal.get_output_embeddings()
+
+
+def decoder_of(model: Any) -> nn.Module:
+    """The part of a causal language model whose output is hidden states; a few (Gemma 3) are their own base model."""
+    return model.get_decoder() if model.base_model is model else model.base_model
 
 
 def _has_plain_head(model: nn.Module, input_ids: Tensor, attention_mask: Tensor) -> bool:
     """Whether head(decoder(x)) are the model's logits, by trying some tokens."""
     if model not in _is_plain:
         decoder, head = _parts(model)
-        # Some models have no part that is the decoder alone (Gemma 3).
+        # Some models may have no part that is the decoder alone.
         if head is None or any(part is head for part in decoder.modules()):
             _is_plain[model] = False
         else:

@@ -86,6 +86,16 @@ def position_limit(model: Any) -> int | None:
     return getattr(getattr(model, "config", None), "max_position_embeddings", None)
 
 
+def linears_beside_text(model: Any) -> list[str]:
+    """Names of a model's linears that never see text, such as those of its image tower; without the head over the vocabulary."""
+    inside, head = set(model.get_decoder().modules()), model.get_output_embeddings()
+    return [
+        name
+        for name, module in model.named_modules()
+        if isinstance(module, torch.nn.Linear) and module not in inside and module is not head
+    ]
+
+
 def choose_device(device: str) -> str:
     """The torch device that a choice of ``auto``, ``cpu`` or ``cuda`` means here.
 

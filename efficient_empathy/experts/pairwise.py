@@ -27,9 +27,9 @@ from efficient_empathy.experts.pairwise_pairs import (
 from efficient_empathy.experts.statistics import holm
 from efficient_empathy.manifest import (
     MANIFEST,
-    changed_files,
+    check_unchanged,
+    manifest_digest,
     pretty_json,
-    sha256_file,
     versions,
     write_atomic,
     write_manifest,
@@ -182,10 +182,8 @@ def recompute(path: Path, resamples: int = 1000, seed: int = 0) -> tuple[Pairwis
     Raises:
         EmpathyError: the file is not as the manifest beside it has it.
     """
-    if (path.parent / MANIFEST).is_file() and (problems := changed_files(path.parent, path.name)):
-        raise EmpathyError(
-            f"'{path.parent}' is not as it was written: {'; '.join(problems)}. Compare again, or copy it again."
-        )
+    if (path.parent / MANIFEST).is_file():
+        check_unchanged(path.parent, "Compare again, or copy it again.", path.name)
     results = [summarise(names, pairs, resamples, seed) for names, pairs in read_pairs(path).items()]
     corrected = iter(holm([result.sign_test for result in results if result.sign_test is not None]))
     return tuple(
@@ -224,7 +222,7 @@ def _write_manifest(
 ) -> None:
     """The record of the verdicts' making; the same whether they came in one run or in several."""
     folders = {
-        name: [f.digest if isinstance(f, AnswerFolder) else sha256_file(Path(f) / MANIFEST) for f in found]
+        name: [f.digest if isinstance(f, AnswerFolder) else manifest_digest(f) for f in found]
         for name, found in systems.items()
     }
     body = {

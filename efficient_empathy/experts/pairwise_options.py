@@ -40,7 +40,7 @@ _PAIR_OPTIONS: Options = {
     "pairs": click.option(
         "--pairs",
         type=click.IntRange(1, _MOST),
-        default=200,
+        default=PairwiseOptions.pairs,
         show_default=True,
         help="Contexts that the judge compares answers on; drawn by --seed, spread over conversations.",
     ),

@@ -1,6 +1,6 @@
 """One way from turns to tokens: training, perplexity, generation and judging all see the same prompt."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
@@ -133,7 +133,7 @@ class Renderer:
 
     def render_many(self, examples: Sequence[Example]) -> Iterator[Rendered | RowRefused]:
         """``render`` for each of some examples, tokenised together; what it would raise is yielded."""
-        prompts = self._batch([self._prompt_text(example.context) for example in examples])
+        prompts = self._batch([self._prompt_text_if_any(example.context) for example in examples])
         spoken = self._batch([self._spoken(example.response) for example in examples])
         for example, prompt, words in zip(examples, prompts, spoken, strict=True):
             response = [*words, *self._end]
@@ -179,34 +179,41 @@ class Renderer:
         lines = [f"{names[m['role']]}: {m['content']}" if m["role"] in names else m["content"] for m in messages]
         return self._start + "\n".join([*lines, "Listener:"])
 
+    def _prompt_text_if_any(self, context: Sequence[Turn]) -> str:
+        try:
+            return self._prompt_text(context)
+        except RowRefused:
+            return ""
+
     def _templated(self, messages: list[dict[str, str]], answering: bool = True) -> str:
         """Chat messages as the template writes them, up to where the answer starts or without an opening for it."""
-        return str(
-            self.tokenizer.apply_chat_template(
-                messages, tokenize=False, add_generation_prompt=answering, strftime_now=_DAY.strftime
+        from jinja2 import TemplateError
+
+        try:
+            return str(
+                self.tokenizer.apply_chat_template(
+                    messages, tokenize=False, add_generation_prompt=answering, strftime_now=_DAY.strftime
+                )
             )
-        )
+        except TemplateError as error:
+            raise RowRefused("chat-template", f"the model's chat template refuses these turns: {error}") from error
 
     def _messages(self, context: Sequence[Turn]) -> list[dict[str, str]]:
         """Turns as chat messages: neighbours of one role joined, since many templates insist on taking turns."""
-        messages = [{"role": "system", "content": self.system}] if self.system else []
-        for turn in context:
-            role, text = _ROLES[turn.role], turn.text.strip()
-            if messages and messages[-1]["role"] == role:
-                messages[-1] = {"role": role, "content": f"{messages[-1]['content']}\n{text}"}
-            else:
-                messages.append({"role": role, "content": text})
+        first = [{"role": "system", "content": self.system}] if self.system else []
+        messages = _joined([*first, *({"role": _ROLES[turn.role], "content": turn.text.strip()} for turn in context)])
         if self._has_template and not self._listener_first:
+            # A template that insists on who begins mostly insists on one instruction, before all else.
             heads = [m for m in messages if m["role"] == "system"]
             spoken = [m for m in messages if m["role"] != "system"]
             while spoken and spoken[0]["role"] == "assistant":
                 spoken.pop(0)
-            messages = [*heads, *spoken]
+            messages = _joined([*heads, *spoken])
         if self._has_template and not self._system_role and messages and messages[0]["role"] == "system":
-            first = messages.pop(0)["content"]
+            told = messages.pop(0)["content"]
             if messages and messages[0]["role"] == "user":
-                first = f"{first}\n\n{messages.pop(0)['content']}"
-            messages.insert(0, {"role": "user", "content": first})
+                told = f"{told}\n\n{messages.pop(0)['content']}"
+            messages.insert(0, {"role": "user", "content": told})
         return messages
 
     def _cut_last(self, context: Sequence[Turn], limit: int) -> tuple[list[int], int]:
@@ -236,13 +243,11 @@ class Renderer:
         return list(self.tokenizer(texts, add_special_tokens=False)["input_ids"])
 
     def _renders(self, messages: list[dict[str, str]]) -> bool:
-        from jinja2 import TemplateError
-
         if not self._has_template:
             return True
         try:
             text = self._templated(messages)
-        except TemplateError:
+        except RowRefused:
             return False
         return text.count(_PROBE) == len(messages)
 
@@ -262,3 +267,14 @@ class Renderer:
                 "Choose another base model with --base."
             )
         return [self.tokenizer.eos_token_id]
+
+
+def _joined(messages: Iterable[dict[str, str]]) -> list[dict[str, str]]:
+    """Messages with neighbours of one role as one."""
+    found: list[dict[str, str]] = []
+    for message in messages:
+        if found and found[-1]["role"] == message["role"]:
+            found[-1] = {**message, "content": f"{found[-1]['content']}\n{message['content']}"}
+        else:
+            found.append(message)
+    return found

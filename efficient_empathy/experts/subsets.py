@@ -7,14 +7,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from efficient_empathy.dialogues import stream_examples
 from efficient_empathy.dialogues.types import Example
-from efficient_empathy.distill.labelling import read_examples
+from efficient_empathy.distill.conversations import conversation_name
 from efficient_empathy.errors import EmpathyError
 from efficient_empathy.experts.options import Control
 from efficient_empathy.manifest import (
     MANIFEST,
     canonical_json,
     changed_files,
+    check_unchanged,
     manifest_digest,
     read_manifest,
     sha256_bytes,
@@ -87,7 +89,7 @@ def held_out_conversation(name: str, share: float) -> bool:
 
 
 def _read(data: Iterable[str], rejected: Counter[str]) -> dict[str, list[Example]]:
-    return {name: list(read_examples([name], "every-turn", rejected)) for name in data}
+    return {name: list(stream_examples([name], "every-turn", rejected)) for name in data}
 
 
 def _counts(read: Mapping[str, Sequence[Example]]) -> dict[str, int]:
@@ -103,7 +105,7 @@ def _counts(read: Mapping[str, Sequence[Example]]) -> dict[str, int]:
 def _split(examples: Iterable[Example], share: float) -> tuple[list[Example], list[Example]]:
     sides: tuple[list[Example], list[Example]] = ([], [])
     for example in examples:
-        sides[held_out_conversation(example.dialogue_id, share)].append(example)
+        sides[held_out_conversation(conversation_name(example), share)].append(example)
     return sides
 
 
@@ -119,8 +121,8 @@ def _selection(data: Sequence[str]) -> dict[str, Any]:
     runs: dict[str, str] = {}
     for name in data:
         parent = Path(name).resolve().parent
-        if (Path(name) / MANIFEST).is_file() and (problems := changed_files(Path(name))):
-            raise EmpathyError(f"'{name}' is not as it was written: {'; '.join(problems)}. Copy it again.")
+        if (Path(name) / MANIFEST).is_file():
+            check_unchanged(Path(name), "Copy it again.")
         if (parent / MANIFEST).is_file():
             manifest = _checked(parent, Path(name).resolve().name)
             runs[str(manifest_digest(parent))] = parent.name

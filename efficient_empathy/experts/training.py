@@ -21,7 +21,7 @@ from efficient_empathy.experts.fitting import (
     prepare_rows,
     result_facts,
 )
-from efficient_empathy.experts.models import choose_device
+from efficient_empathy.experts.models import choose_device, linears_beside_text
 from efficient_empathy.experts.module import ResponseModule
 from efficient_empathy.experts.options import ExpertOptions, LoraOptions
 from efficient_empathy.experts.rendering import Renderer
@@ -86,7 +86,7 @@ def prepare(request: ExpertRequest) -> Prepared:
 
 
 def add_adapter(model: Any, lora: LoraOptions, options: ExpertOptions) -> Any:
-    """Put a LoRA adapter on all linears of a model but its head; nothing else is trained.
+    """Put a LoRA adapter on all linears of a model that see text but its head; nothing else is trained.
 
     Its first weights are drawn from the seed.
 
@@ -110,6 +110,7 @@ def add_adapter(model: Any, lora: LoraOptions, options: ExpertOptions) -> Any:
         use_dora=lora.dora,
         use_rslora=lora.rslora,
         target_modules="all-linear",
+        exclude_modules=linears_beside_text(model) or None,
         task_type="CAUSAL_LM",
     )
     model.config.use_cache = False

@@ -42,7 +42,7 @@ def check_names(repo: str, revision: str | None) -> None:
         raise EmpathyError(f"'{revision}' is no revision; give a branch, a tag or a commit hash.")
 
 
-def check_files(source: str, record: dict[str, Any]) -> list[str]:
+def vouched_files(source: str, record: dict[str, Any]) -> list[str]:
     """The files that a manifest vouches for, after a look at what they are.
 
     Raises:

@@ -7,7 +7,7 @@ from typing import Any
 
 from efficient_empathy.audit.files import open_folder
 from efficient_empathy.errors import EmpathyError
-from efficient_empathy.hub.client import check_files, check_names, hub, saying
+from efficient_empathy.hub.client import check_names, hub, saying, vouched_files
 from efficient_empathy.manifest import (
     MANIFEST,
     ORIGIN,
@@ -68,7 +68,7 @@ def pull(repo: str, out: Path, revision: str | None = None) -> Pull:
         # The cache keeps files by commit: what is fetched next is of the same one, even if the branch moves on.
         commit = first.parent.name
         record = read_manifest_file(first)
-        names = check_files(source, record)
+        names = vouched_files(source, record)
         origin = Origin(repo, asked, commit, manifest_digest(first.parent))
         if _is_there(out, origin):
             return Pull(str(out), record["kind"], len(names), origin)

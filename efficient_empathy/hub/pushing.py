@@ -6,10 +6,9 @@ from typing import Any
 
 import orjson
 
-from efficient_empathy.audit.files import check_files as compare_files
-from efficient_empathy.audit.files import open_folder
+from efficient_empathy.audit.files import check_files, open_folder
 from efficient_empathy.errors import EmpathyError, require
-from efficient_empathy.hub.client import check_files, check_names, hub, is_offline, saying
+from efficient_empathy.hub.client import check_names, hub, is_offline, saying, vouched_files
 from efficient_empathy.manifest import MANIFEST
 
 _MAIN = "main"
@@ -42,13 +41,12 @@ def plan_push(folder: Path, repo: str, revision: str | None = None) -> Push:
     """
     check_names(repo, revision)
     opened = open_folder(folder)
-    names = [*check_files(f"'{folder}'", opened.manifest), MANIFEST]
-    found = compare_files(opened)
-    unknown = [problem for problem in found.problems if "is not in the manifest" in problem]
-    if broken := [problem for problem in found.problems if problem not in unknown]:
-        raise EmpathyError(f"'{folder}' is not as it was written: {'; '.join(broken)}. Nothing was pushed.")
+    names = [*vouched_files(f"'{folder}'", opened.manifest), MANIFEST]
+    found = check_files(opened)
+    if found.changed:
+        raise EmpathyError(f"'{folder}' is not as it was written: {'; '.join(found.changed)}. Nothing was pushed.")
     sizes = {name: (opened.root / name).stat().st_size for name in names}
-    left = [*found.beside, *(problem.split("'")[1] for problem in unknown)]
+    left = [*found.beside, *found.unknown]
     return Push(str(folder), opened.kind, repo, revision or _MAIN, opened.digest, sizes, left)
 
 

@@ -17,7 +17,7 @@ from efficient_empathy.experts.models import LanguageModel
 from efficient_empathy.manifest import (
     MANIFEST,
     atomic_folder,
-    changed_files,
+    check_unchanged,
     pretty_json,
     read_manifest,
     read_origin,
@@ -94,10 +94,7 @@ def read_mixture(folder: Path) -> tuple[Mixture, str]:
         EmpathyError: it is no such folder, or a file of it has changed or is missing.
     """
     read_manifest(folder, KIND)
-    if problems := changed_files(folder):
-        raise EmpathyError(
-            f"'{folder}' is not as it was written: {'; '.join(problems)}. Train it again, or copy it again."
-        )
+    check_unchanged(folder, "Train it again, or copy it again.")
     return Mixture(**orjson.loads((folder / MIXTURE_FILE).read_bytes())), sha256_file(folder / ROUTER_FILE)
 
 

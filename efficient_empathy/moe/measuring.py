@@ -7,6 +7,7 @@ import numpy as np
 import torch
 
 from efficient_empathy.dialogues.types import Example
+from efficient_empathy.distill.conversations import conversation_name
 from efficient_empathy.distill.quality import Figure
 from efficient_empathy.experts.batches import OrderedBatches, Rows
 from efficient_empathy.experts.loss import response_nll
@@ -27,7 +28,7 @@ def row_nll(model: Any, rows: Rows, batch_size: int = 16) -> np.ndarray:
 
 def conversations(rows: Rows, examples: Sequence[Example]) -> list[str]:
     """The conversation of each row; rows of one conversation are drawn together."""
-    by_id = {example.id: example.dialogue_id for example in examples}
+    by_id = {example.id: conversation_name(example) for example in examples}
     return [by_id[row.id] for row in rows.rows]
 
 

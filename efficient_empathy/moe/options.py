@@ -5,6 +5,7 @@ from typing import Any, Literal, get_args
 
 from efficient_empathy.errors import EmpathyError
 from efficient_empathy.experts.options import DeviceOptions, FitOptions
+from efficient_empathy.ranges import within
 
 Sites = Literal["mlp", "all"]
 Granularity = Literal["token", "layer", "sequence"]
@@ -128,12 +129,10 @@ class MixtureOptions:
 
     def __post_init__(self) -> None:
         _one_of("data_control", self.data_control, DataControl)
-        if self.holdout is not None and not 0.001 <= self.holdout <= 0.5:
-            raise EmpathyError(f"holdout must be from 0.001 to 0.5, not {self.holdout}.")
-        if self.validation_examples < 1:
-            raise EmpathyError(f"validation_examples must be 1 or more, not {self.validation_examples}.")
-        if not 0 <= self.seed < 2**31:
-            raise EmpathyError(f"seed must be from 0 to 2147483647, not {self.seed}.")
+        if self.holdout is not None:
+            within("holdout", self.holdout, 0.001, 0.5)
+        within("validation_examples", self.validation_examples, 1, 10**9)
+        within("seed", self.seed, 0, 2**31 - 1)
 
 
 def _one_of(name: str, value: str, kind: Any) -> None:

@@ -11,6 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from efficient_empathy.errors import EmpathyError
+from efficient_empathy.experts.loss import decoder_of
+from efficient_empathy.experts.models import linears_beside_text
 from efficient_empathy.experts.prompt_states import ATTRIBUTE
 from efficient_empathy.moe.adapters import Adapter
 from efficient_empathy.moe.options import RouterOptions, Sites
@@ -76,7 +78,7 @@ class Router(nn.Module):
         with self.uniform(), torch.no_grad():
             positions_BT = (attention_mask.cumsum(1) - 1).clamp(min=0)
             inputs = {"input_ids": input_ids, "attention_mask": attention_mask, "position_ids": positions_BT}
-            hidden_BTI = model.base_model(**inputs, use_cache=False)[0].float()
+            hidden_BTI = decoder_of(model)(**inputs, use_cache=False)[0].float()
             mask_BT1 = attention_mask[..., None].float()
             mean_BI = (hidden_BTI * mask_BT1).sum(1) / mask_BT1.sum(1).clamp(min=1)
         return self._gates[0](mean_BI).gates
@@ -150,6 +152,10 @@ def attach(model: Any, adapters: Sequence[Adapter], options: RouterOptions) -> R
     modules = dict(model.named_modules())
     if missing := [name for name in names if name not in modules]:
         raise EmpathyError(f"the base has no '{missing[0]}', which the experts adapt: it is another model.")
+    if beside := [name for name in names if name in linears_beside_text(model)]:
+        raise EmpathyError(
+            f"the experts adapt '{beside[0]}', which never sees text: train them again with this version, which leaves it out."
+        )
     routed = [name for name in names if is_routed(name, options.sites)]
     if not routed:
         raise EmpathyError(f"the experts adapt nothing outside of attention ({names[0]}, …): use --sites all.")
@@ -218,7 +224,7 @@ def gate_name(name: str, options: RouterOptions) -> str:
 
 
 def _features(gate: str, pairs: dict[str, list[tuple[Tensor, Tensor]]], model: Any) -> int:
-    return pairs[gate][0][0].shape[1] if gate in pairs else int(model.config.hidden_size)
+    return pairs[gate][0][0].shape[1] if gate in pairs else int(model.config.get_text_config().hidden_size)
 
 
 def pairs_of(adapters: Sequence[Adapter], name: str) -> list[tuple[Tensor, Tensor]]:

@@ -13,6 +13,7 @@ from efficient_empathy.experts.batches import OrderedBatches, Rows
 from efficient_empathy.experts.loss import IGNORED, response_nll
 from efficient_empathy.moe.regularisers import entropy
 from efficient_empathy.moe.router import Router
+from efficient_empathy.scorer.ranks import mean_ranks
 
 SEPARATES = 0.70
 """AUC from which on the gates are said to separate the subsets."""
@@ -155,11 +156,8 @@ def _own_and_rest(subsets: Sequence[Routings]) -> list[tuple[np.ndarray, np.ndar
 
 def auc(positive: Sequence[float] | np.ndarray, negative: Sequence[float] | np.ndarray) -> float:
     """Chance that a positive scores higher than a negative, ties counting half: from the sum of ranks (Mann and Whitney)."""
-    _, inverse, counts = np.unique([*positive, *negative], return_inverse=True, return_counts=True)
-    # Equal values share the mean of their ranks.
-    ranks = (counts.cumsum() - (counts - 1) / 2)[inverse]
     n, m = len(positive), len(negative)
-    return float((ranks[:n].sum() - n * (n + 1) / 2) / (n * m))
+    return float((mean_ranks(np.array([*positive, *negative]))[:n].sum() - n * (n + 1) / 2) / (n * m))
 
 
 def verdict(auc: float | None, gap: float | None) -> str:

@@ -8,7 +8,13 @@ from typing import Any
 import orjson
 
 from efficient_empathy.errors import EmpathyError
-from efficient_empathy.manifest import MANIFEST, changed_files, pretty_json, read_manifest, sha256_file, write_atomic
+from efficient_empathy.manifest import (
+    check_unchanged,
+    manifest_digest,
+    pretty_json,
+    read_manifest,
+    write_atomic,
+)
 from efficient_empathy.scorer.encoding import EncodingSpec, spec_from_json
 from efficient_empathy.scorer.fast import FastSpec
 
@@ -74,10 +80,7 @@ def read_artifact(folder: Path) -> tuple[ScorerSpec, str]:
     hashed = read_manifest(folder, KIND).get("files", {})
     if SPEC_FILE not in hashed:
         raise EmpathyError(f"the manifest of '{folder}' does not vouch for {SPEC_FILE}. Copy or distil it again.")
-    if problems := changed_files(folder):
-        raise EmpathyError(
-            f"the scorer folder '{folder}' is not as it was written: {'; '.join(problems)}. Copy or distil it again."
-        )
+    check_unchanged(folder, "Copy or distil it again.")
     record = orjson.loads((folder / SPEC_FILE).read_bytes())
     if (found := record.pop("format", None)) != FORMAT:
         raise EmpathyError(
@@ -95,4 +98,4 @@ def read_artifact(folder: Path) -> tuple[ScorerSpec, str]:
         raise EmpathyError(
             f"the manifest of '{folder}' does not vouch for {', '.join(unhashed)}. Copy or distil it again."
         )
-    return spec, sha256_file(folder / MANIFEST)
+    return spec, manifest_digest(folder)

@@ -15,6 +15,7 @@ import numpy as np
 from efficient_empathy.dialogues.types import Example
 from efficient_empathy.environment import usable_cores
 from efficient_empathy.errors import EmpathyError
+from efficient_empathy.ranges import within
 from efficient_empathy.scorer.artifact import read_artifact
 from efficient_empathy.scorer.cascade import DEFAULT_MAX_FLIPS, check_max_flips
 from efficient_empathy.scorer.job import Route
@@ -34,8 +35,6 @@ class BenchOptions:
     """One of ``DEVICES``."""
     threads: int | None = None
     """Threads that compute, on CPUs a batch each; None takes all usable cores."""
-    tokenizer: str = "auto"
-    """``tokenizers``, ``tokie`` or ``auto``."""
     rounds: int = 3
     """Passes over the examples; the median counts. 1 to 100."""
     usd_per_hour: float | None = None
@@ -44,8 +43,7 @@ class BenchOptions:
     """The cascade's promise, and the most flips of what is recommended."""
 
     def __post_init__(self) -> None:
-        if not 1 <= self.rounds <= 100:
-            raise EmpathyError(f"rounds must be from 1 to 100, not {self.rounds}.")
+        within("rounds", self.rounds, 1, 100)
         if self.usd_per_hour is not None and not 0 <= self.usd_per_hour < float("inf"):
             raise EmpathyError(f"usd_per_hour must be a price of at least 0, not {self.usd_per_hour}.")
         check_max_flips(self.max_flips)
@@ -192,7 +190,6 @@ def _measure(
             precision="auto" if tier == FAST else precision,
             tier=tier,
             threads=options.threads or usable_cores(),
-            tokenizer=options.tokenizer,
             policy=policy,
             max_flips=options.max_flips,
         )

@@ -12,6 +12,9 @@ from efficient_empathy.dialogues import Row
 from efficient_empathy.dialogues.records import open_row
 from efficient_empathy.dialogues.types import Example
 
+_NUMBER = 32
+"""Bytes of a number, with its place in a list."""
+
 
 @dataclass(frozen=True)
 class Chunk:
@@ -40,12 +43,8 @@ class Chunk:
         return self.rows[place][1], fields
 
     def size(self, place: int) -> int:
-        """About how many bytes of text the columns that came in hold."""
-        raw = self.rows[place][2]
-        if raw is not None:
-            return len(raw)
-        example = self.examples[place]
-        return len(example.response) + sum(len(turn.text) for turn in example.context)
+        """About how many bytes the columns that came in hold."""
+        return self._sizes[place]
 
     def lines(self, places: Iterable[int]) -> Iterator[bytes]:
         """JSON lines without line ends: each the row's own bytes with the new fields spliced in.
@@ -69,6 +68,17 @@ class Chunk:
         template += b"}"
         return template, list(zip(*columns, strict=True))
 
+    @cached_property
+    def _sizes(self) -> list[int]:
+        sizes: list[int] = []
+        last: Row | None = None
+        for found in self.rows:
+            if found is not last:
+                size = _bytes_of(found[1]) if found[2] is None else len(found[2])
+                last = found
+            sizes.append(size)
+        return sizes
+
     @property
     def _names(self) -> list[str]:
         return [f"ee_{dimension}" for dimension in self.dimensions]
@@ -82,6 +92,19 @@ class Chunk:
                 last = found
             heads.append(head)
         return heads
+
+
+def _bytes_of(value: Any) -> int:
+    """About how much memory a value takes."""
+    if isinstance(value, str | bytes):
+        return len(value)
+    if isinstance(value, Mapping):
+        return sum(map(_bytes_of, value.values()))
+    if isinstance(value, list | tuple):
+        # Of an embedding's many numbers one is as large as another.
+        is_numbers = len(value) > 0 and isinstance(value[0], int | float)
+        return _NUMBER * len(value) if is_numbers else sum(map(_bytes_of, value))
+    return _NUMBER
 
 
 def _escaped(name: str) -> bytes:

@@ -69,7 +69,7 @@ _OPTIONS = (
         default="auto",
         show_default=True,
         metavar="N|auto",
-        help="Processes (with --engine ray: actors) that rate; auto: one a core.",
+        help="Processes (with --engine ray: actors) that rate; auto: one a core, one on a GPU; with --engine ray what fits.",
     ),
     click.option(
         "--threads",
@@ -95,7 +95,8 @@ _OPTIONS = (
         "--address",
         metavar="HOST:PORT",
         default=None,
-        help="With --engine ray: a running cluster, or auto for the one of this machine; default: a Ray of its own.",
+        help="With --engine ray: a running cluster, auto for the one of this machine, local for a Ray of its own; "
+        "default: RAY_ADDRESS, else local.",
     ),
     click.option(
         "--gpus",

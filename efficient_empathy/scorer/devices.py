@@ -1,7 +1,6 @@
 """Devices by name: the execution provider behind each, its options, how to install it, and the shapes a GPU is given."""
 
 import functools
-import os
 import platform
 import re
 from collections.abc import Sequence
@@ -9,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from efficient_empathy.environment import onnx_runtime
+from efficient_empathy.environment import cache_folder, onnx_runtime
 from efficient_empathy.errors import EmpathyError
 from efficient_empathy.manifest import sha256_file
 
@@ -146,13 +145,6 @@ def _tensorrt_options(model: Path, fp16: bool) -> dict[str, str]:
         "trt_timing_cache_path": str(folder),
         "trt_fp16_enable": str(int(fp16)),
     }
-
-
-def cache_folder() -> Path:
-    """Where files are kept that can be made again: ``EE_CACHE``, else in the user's cache."""
-    if given := os.environ.get("EE_CACHE"):
-        return Path(given)
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "efficient-empathy"
 
 
 def bucket(length: int, longest: int) -> int:

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from efficient_empathy.dialogues.types import Example
-from efficient_empathy.errors import EmpathyError
+from efficient_empathy.ranges import within
 from efficient_empathy.scorer.tokenising import Tokenises
 
 _SPECIAL_POSITIONS = 3
@@ -33,8 +33,7 @@ class EncodingSpec:
     """Longest input, in tokens, with the ids that frame it."""
 
     def __post_init__(self) -> None:
-        if not 16 <= self.max_tokens <= 8192:
-            raise EmpathyError(f"max_tokens must be from 16 to 8192, not {self.max_tokens}.")
+        within("max_tokens", self.max_tokens, 16, 8192)
 
 
 @dataclass(frozen=True)

@@ -10,20 +10,21 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from efficient_empathy.dialogues import Unit, plan_units
-from efficient_empathy.dialogues.files import find_files, shown_path
+from efficient_empathy.dialogues.files import find_files
+from efficient_empathy.dialogues.paths import shown_path
 from efficient_empathy.environment import usable_cores
 from efficient_empathy.errors import EmpathyError
-from efficient_empathy.manifest import MANIFEST, pretty_json, read_manifest, versions, write_atomic, write_manifest
+from efficient_empathy.manifest import MANIFEST, pretty_json, read_manifest, write_atomic, write_manifest
 from efficient_empathy.scorer import ray_engine, runfolder
 from efficient_empathy.scorer.batching import TokenCount
-from efficient_empathy.scorer.job import VERSIONED, Job, RatesExamples, Route, check_scorer, describe_scorer, folders_of
+from efficient_empathy.scorer.job import Job, RatesExamples, Route, check_scorer, describe_scorer, folders_of
 from efficient_empathy.scorer.outputs import writing
 from efficient_empathy.scorer.progress import Progress, Quiet
 from efficient_empathy.scorer.rating import rate_unit
 from efficient_empathy.scorer.results import UnitResult, add_up, most_common_reject, progress_counts, read_result
 from efficient_empathy.scorer.workers import WorkerPlan, plan_workers, rate_in_processes
 
-_ENGINE = 3
+_ENGINE = 4
 """Raised when the same job would give other bytes, so that old and new units are never mixed."""
 _ROWS_BEFORE_JUDGING = 100
 _WHEREABOUTS = ("folder", "origin")
@@ -70,6 +71,8 @@ def run(job: Job, scorer: RatesExamples, route: Route | None = None, progress: P
         pending = [unit for unit in units if unit.index not in results]
         if not pending and (job.out / MANIFEST).is_file():
             _check_rejected(job, results, _row_counts(results.values()), finished=True)
+            with progress or Quiet() as told:
+                told.start(_weights(units, plan["inputs"]), results, progress_counts(results.values()))
             return Outcome(read_manifest(job.out), already_done=True)
         with writing(job.out):
             runfolder.temporary_folder(job.out).mkdir()
@@ -87,10 +90,10 @@ def run(job: Job, scorer: RatesExamples, route: Route | None = None, progress: P
                     told.unit_done(result.unit["index"])
                     rows += _row_counts([result])
                     _check_rejected(job, results, rows, finished=False)
-        _check_rejected(job, results, rows, finished=True)
-        _refuse_changed(plan["inputs"])
-        ordered = [results[unit.index] for unit in units]
-        manifest = _finish(job, scorer, route, plan, ordered)
+            _check_rejected(job, results, rows, finished=True)
+            _refuse_changed(plan["inputs"])
+            ordered = [results[unit.index] for unit in units]
+            manifest = _finish(job, scorer, route, plan, ordered)
         fresh = sum(sum(results[unit.index].examples.values()) for unit in pending)
         _write_run_facts(job, scorer, started, fresh, ordered, workers)
         return Outcome(manifest, already_done=False)
@@ -255,11 +258,20 @@ def _finish(
         "policy": plan["policy"],
         "options": {**plan["options"], "max_rejected": job.max_rejected},
         **totals,
-        "versions": versions(*VERSIONED),
+        "versions": _versions(results),
     }
     runfolder.remove_leftovers(job.out)
     write_manifest(job.out, "scored" if route is None else "subsets", body, files)
     return read_manifest(job.out)
+
+
+def _versions(results: Sequence[UnitResult]) -> dict[str, str]:
+    """What the units were written with: of a run that went on after an upgrade, each version."""
+    found: dict[str, set[str]] = {}
+    for result in results:
+        for name, version in result.versions.items():
+            found.setdefault(name, set()).add(version)
+    return {name: ", ".join(sorted(some)) for name, some in sorted(found.items())}
 
 
 def _write_run_facts(

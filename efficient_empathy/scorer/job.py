@@ -18,7 +18,7 @@ OutputFormat = Literal["jsonl", "parquet"]
 OUTPUT_FORMATS: tuple[str, ...] = get_args(OutputFormat)
 SCORED = "examples"
 """The one folder of parts of a run without a policy."""
-FIELDS_OF_OUR_OWN = frozenset({"id", "turn", "subset", "tier", "reject", "error"})
+FIELDS_OF_OUR_OWN = frozenset({"id", "turn", "subset", "tier", "reject"})
 """What stands behind ``ee_`` in a scored row beside the scores: no dimension may be called so."""
 VERSIONED = ("numpy", "orjson", "pyarrow", "tokenizers", "tokie", "onnxruntime", "onnxruntime-gpu")
 """Packages that the written bytes may depend on: the manifest says their versions."""
@@ -85,8 +85,8 @@ class Job:
     chunk: int = 2000
     """Examples that are scored and held in memory at a time."""
     workers: int | Literal["auto"] = 1
-    """Processes that rate, each a unit at a time; ``auto`` is one a core. More than one in a script of your own needs its
-    main part under ``if __name__ == "__main__"``. What is written does not depend on it."""
+    """Processes that rate, each a unit at a time; ``auto`` is one a core, one on a GPU, and on Ray what fits. More than one in a
+    script of your own needs its main part under ``if __name__ == "__main__"``. What is written does not depend on it."""
     ray: RayOptions | None = None
     """The Ray cluster whose actors rate, ``workers`` of them; None rates on this machine. What is written does not depend on it."""
 

@@ -1,6 +1,7 @@
 """Rates one unit: reads it, scores it in chunks, routes each example, and commits its files."""
 
 import contextlib
+import functools
 import gc
 import os
 import secrets
@@ -9,15 +10,15 @@ from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
-import orjson
 
 from efficient_empathy.dialogues import Reject, Row, Unit, read_examples
-from efficient_empathy.dialogues.files import shown_path
+from efficient_empathy.dialogues.records import reject_line
 from efficient_empathy.dialogues.types import Example
 from efficient_empathy.errors import EmpathyError
+from efficient_empathy.manifest import versions
 from efficient_empathy.scorer import runfolder
 from efficient_empathy.scorer.chunks import Chunk
-from efficient_empathy.scorer.job import Job, RatesExamples, Route, folders_of
+from efficient_empathy.scorer.job import VERSIONED, Job, RatesExamples, Route, folders_of
 from efficient_empathy.scorer.outputs import JsonlPart, Part
 from efficient_empathy.scorer.results import UnitResult
 from efficient_empathy.scorer.scorer import Rated, Scorer
@@ -62,7 +63,7 @@ def rate_unit(
     for item in read_examples(unit, job.examples):
         if isinstance(item, Reject):
             result.count_rejected(item)
-            rejects.write(_reject_line(item))
+            rejects.write(reject_line(item))
             continue
         row, own = item
         result.rows += 1
@@ -82,10 +83,16 @@ def rate_unit(
     result.parts = [part for part in finished if part is not None]
     result.providers = list(getattr(scorer, "providers", ()))
     result.tokenizer = getattr(scorer, "tokenizer", "")
+    result.versions = _versions()
     if tokens_before is not None:
         result.tokens = asdict(scorer.tokens - tokens_before)  # type: ignore[attr-defined]
     result.write(job.out)
     return result
+
+
+@functools.cache
+def _versions() -> dict[str, str]:
+    return versions(*VERSIONED)
 
 
 def _new_part(job: Job, unit: Unit, subset: str) -> Part:
@@ -100,18 +107,6 @@ def _temporary(job: Job, unit: Unit, subset: str) -> Path:
     # The process is part of the name: two that were to rate the same unit, on whatever machines, would still not write
     # to one file.
     return runfolder.temporary_folder(job.out) / f"{unit.index:05d}.{subset}.{os.getpid()}-{_PROCESS}"
-
-
-def _reject_line(reject: Reject) -> bytes:
-    return orjson.dumps(
-        {
-            "file": shown_path(reject.path),
-            "line": reject.line,
-            "reason": reject.reason,
-            "detail": reject.detail,
-            "raw": reject.raw,
-        }
-    )
 
 
 def _score_and_write(

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from efficient_empathy.dialogues import Unit
-from efficient_empathy.dialogues.files import is_url
+from efficient_empathy.dialogues.paths import is_url
 from efficient_empathy.environment import usable_cores
 from efficient_empathy.errors import EmpathyError, require
 from efficient_empathy.scorer import runfolder

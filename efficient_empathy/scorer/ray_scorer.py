@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from efficient_empathy.errors import EmpathyError
-from efficient_empathy.manifest import MANIFEST, read_manifest, sha256_file
+from efficient_empathy.manifest import MANIFEST, manifest_digest, read_manifest
 from efficient_empathy.scorer.scorer import Scorer
 
 
@@ -44,7 +44,7 @@ class ShippedScorer:
 
 def _digest_of(folder: Path) -> str | None:
     try:
-        return sha256_file(folder / MANIFEST)
+        return manifest_digest(folder)
     except OSError:
         return None
 

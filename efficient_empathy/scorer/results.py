@@ -41,6 +41,8 @@ class UnitResult:
     """What the scorer really ran on."""
     tokenizer: str = ""
     """The library that tokenised, where the scorer names one."""
+    versions: dict[str, str] = field(default_factory=dict)
+    """Of the packages that the bytes depend on, where the unit was written."""
     tokens: dict[str, int] = field(default_factory=dict)
     """Tokens that the scorer computed: ``real``, and ``computed`` with padding; empty where it does not count them."""
 

@@ -199,9 +199,12 @@ def noted_inputs(paths: Sequence[str]) -> list[dict[str, Any]]:
 
 
 def changed_input(inputs: Sequence[Mapping[str, Any]]) -> str | None:
-    """The first input file that is no longer as it was when the run began; None when all are."""
+    """The first input file that is no longer as it was when the run began; None when all are. Of a URL the size is compared."""
     for record in inputs:
         if record["mtime_ns"] is None:
+            size = record.get("bytes")
+            if is_url(record["path"]) and size is not None and file_size(record["path"], asked_anew=True) != size:
+                return shown_path(record["path"])
             continue
         path = Path(record["path"])
         if not path.is_file() or (path.stat().st_size, path.stat().st_mtime_ns) != (

@@ -99,10 +99,9 @@ def _create(ort: Any, model: Path, device: str, threads: int | None, fp16: bool)
 
 def _load_cuda(ort: Any) -> None:
     """Load CUDA and cuDNN where they were installed as wheels, whose folders the system does not search."""
-    if hasattr(ort, "preload_dlls"):  # from 1.21 on
-        with contextlib.redirect_stdout(io.StringIO()) as said:
-            ort.preload_dlls()
-        _log.debug("CUDA libraries: %s", said.getvalue())
+    with contextlib.redirect_stdout(io.StringIO()) as said:
+        ort.preload_dlls()
+    _log.debug("CUDA libraries: %s", said.getvalue())
 
 
 def run_batch(session: Any, batch: dict[str, np.ndarray]) -> np.ndarray:

@@ -15,7 +15,7 @@ _BYTES_A_GROUP = 64 << 20
 
 
 class ParquetPart:
-    """Rows as a Parquet table, in row groups of up to 10,000 rows and about 64 MiB of text.
+    """Rows as a Parquet table, in row groups of up to 10,000 rows and about 64 MiB of what came in.
 
     A column whose values Arrow cannot hold in one type (5 here, "five" there) is written as JSON text, for the
     whole file.

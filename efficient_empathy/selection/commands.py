@@ -9,8 +9,7 @@ from typing import Any
 
 import click
 
-from efficient_empathy.dialogues import read_records, record_examples
-from efficient_empathy.dialogues.examples import EXAMPLE_MODES
+from efficient_empathy.dialogues import EXAMPLE_MODES, stream_examples
 from efficient_empathy.manifest import pretty_json
 from efficient_empathy.scorer.bench import BenchOptions, Measured, bench, recommend
 from efficient_empathy.scorer.cascade import DEFAULT_MAX_FLIPS
@@ -87,7 +86,13 @@ def report_command(folder: Path, as_json: bool) -> None:
 @_policy_options
 @click.option("--max-flips", type=float, default=DEFAULT_MAX_FLIPS, show_default=True, help="The cascade's promise.")
 @click.option("--usd-per-hour", type=float, default=None, help="What the machine costs, for dollars a million.")
-@click.option("--rounds", type=int, default=3, show_default=True, help="Passes over the examples; the median counts.")
+@click.option(
+    "--rounds",
+    type=int,
+    default=BenchOptions.rounds,
+    show_default=True,
+    help="Passes over the examples; the median counts.",
+)
 @click.option("--threads", type=click.IntRange(min=1), default=None, help="Threads; default: all cores.")
 @click.option("--device", type=click.Choice(DEVICES), default="auto", show_default=True, help="Where to run.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON instead of the table.")
@@ -105,9 +110,7 @@ def bench_command(**values: Any) -> None:
     )
     policy = make_policy(values["policy"], values["threshold"], values["keep"])
     rejected: Counter[str] = Counter()
-    records = read_records(values["inputs"], on_reject=lambda reject: rejected.update([reject.reason]))
-    found = (example for record in records for example in record_examples(record, values["examples"]))
-    examples = list(islice(found, values["limit"]))
+    examples = list(islice(stream_examples(values["inputs"], values["examples"], rejected), values["limit"]))
     if rejected:
         counts = ", ".join(f"{count} {reason}" for reason, count in sorted(rejected.items()))
         click.echo(f"left out, since they cannot be read: {rejected.total()} rows ({counts})", err=True)

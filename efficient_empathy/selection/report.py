@@ -7,7 +7,7 @@ from typing import Any
 import orjson
 
 from efficient_empathy.errors import EmpathyError
-from efficient_empathy.manifest import changed_files, read_manifest
+from efficient_empathy.manifest import check_unchanged, read_manifest
 from efficient_empathy.scorer.summary import subsets_summary, text_table
 
 
@@ -32,10 +32,7 @@ def report(folder: Path) -> tuple[str, dict[str, Any]]:
 def report_scorer(folder: Path) -> tuple[str, dict[str, Any]]:
     """Describe a scorer folder from its ``scorer.json``: dimensions, tiers and measured quality."""
     path = Path(folder) / "scorer.json"
-    if problems := changed_files(folder, path.name):
-        raise EmpathyError(
-            f"the scorer folder '{folder}' is not as it was written: {'; '.join(problems)}. Copy or distil it again."
-        )
+    check_unchanged(folder, "Copy or distil it again.", path.name)
     try:
         spec = orjson.loads(path.read_bytes())
     except (FileNotFoundError, orjson.JSONDecodeError) as error:

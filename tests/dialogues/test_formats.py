@@ -51,6 +51,28 @@ def test_pair_formats(row):
     assert dialogue.meta["conv_id"] == "c1"
 
 
+@pytest.mark.parametrize(
+    "row",
+    [
+        {"prompt": S, "context": "", "response": L},
+        {"prompt": S, "context": [], "response": L},
+        {"prompt": "", "question": S, "answer": L},
+        {"prompt": S, "completion": " ", "answer": L},
+        {"instruction": "", "input": "", "output": "", "prompt": S, "response": L},
+        {"instruction": S, "input": "", "output": "", "response": L},
+        {"instruction": "", "input": S, "output": L},
+        {"messages": "", "conversations": None, "turns": [], "prompt": S, "response": L},
+    ],
+)
+@pytest.mark.parametrize("answered", [True, False])
+def test_a_blank_cell_does_not_hide_the_column_that_holds_the_text(row, answered):
+    assert parse_row(row, "f:1", answered).turns == PAIR
+
+
+def test_a_pair_whose_only_context_is_blank_stays_one():
+    assert parse_row({"context": "", "response": L}, "f:1").turns == (Turn("speaker", ""), PAIR[1])
+
+
 def test_developer_and_system_messages_are_system_turns():
     roles = ["system", "developer", "user", "assistant"]
     dialogue = parse_row({"messages": [{"role": role, "content": "x"} for role in roles]}, "f:1")

@@ -289,3 +289,20 @@ def test_an_item_of_three_hundred_levels_is_a_bad_row(tmp_path):
     (tmp_path / "x.json").write_text(items)
     bad, good = _read(tmp_path)
     assert (bad.reason, bad.line, good.dialogue.turns[1].text) == ("too-deep", 1, "d")
+
+
+def test_a_damaged_row_group_takes_no_other_with_it_and_each_of_its_rows_counts(tmp_path):
+    path = tmp_path / "a.parquet"
+    rows = [{"prompt": f"why {i}", "response": f"because {i}"} for i in range(60)]
+    pq.write_table(pa.Table.from_pylist(rows), path, row_group_size=20, use_dictionary=False)
+    page = pq.ParquetFile(path).metadata.row_group(1).column(1).data_page_offset
+    damaged = bytearray(path.read_bytes())
+    damaged[page : page + 40] = b"\xff" * 40
+    path.write_bytes(damaged)
+    (unit,) = plan_units([str(path)])
+    found = list(read_unit(unit))
+    bad = [item for item in found if isinstance(item, Reject)]
+    assert [item.line for item in bad] == list(range(21, 41))
+    assert {item.reason for item in bad} == {"damaged-file"}
+    assert "the rest of row group 1 does not unpack" in bad[0].detail
+    assert [item.line for item in found if not isinstance(item, Reject)] == [*range(1, 21), *range(41, 61)]

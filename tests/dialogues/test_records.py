@@ -90,10 +90,16 @@ def test_a_pair_with_scores():
     assert (example.id, example.dialogue_id, example.turn, example.response) == ("p", "c", 1, "b")
 
 
-@pytest.mark.parametrize("value", [0, 4, -1, 1.5, True, "x"])
+@pytest.mark.parametrize("value", [0, 4, -1, 1.5, "1.5", True, "x", float("inf")])
 def test_a_scored_turn_out_of_place(value):
     with pytest.raises(RowError, match="bad-ee-turn"):
         record_examples(_record({"id": "x", "ee_turn": value}), "every-turn")
+
+
+@pytest.mark.parametrize("value", [3, 3.0, "3", "3.0"])
+def test_a_scored_turn_that_has_been_through_a_data_frame(value):
+    (example,) = record_examples(_record({"id": "x", "ee_turn": value}), "every-turn")
+    assert example.turn == 3
 
 
 @pytest.mark.parametrize("value", [None, ""])

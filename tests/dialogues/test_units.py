@@ -113,6 +113,16 @@ def test_links_to_folders_are_named(tmp_path, caplog):
     ]
 
 
+def test_links_to_files_that_are_not_there_are_said(tmp_path):
+    (tmp_path / "a.jsonl").write_bytes(ROW)
+    for name in ("b", "c"):
+        (tmp_path / f"{name}.jsonl").symlink_to(tmp_path / "pruned" / name)
+    with pytest.raises(EmpathyError, match=r"[bc]\.jsonl' is a link to a file that is not there, and 1 more of"):
+        find_files([str(tmp_path / "*.jsonl")])
+    with pytest.raises(EmpathyError, match=r"there is no file or folder '.*b\.jsonl'"):
+        plan_units([str(tmp_path)])
+
+
 @pytest.mark.parametrize(
     ("paths", "names"),
     [

@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from efficient_empathy.distill.batches import split_by_conversation
-from efficient_empathy.distill.calibration import cross_fitted, fit_calibration, within
+from efficient_empathy.distill.calibration import clipped, cross_fitted, fit_calibration
 from efficient_empathy.distill.quality import spearman
 from efficient_empathy.scorer.artifact import Scale
 
@@ -76,8 +76,8 @@ def test_scores_stay_within_their_scales_as_the_shipped_ones_do():
     found = cross_fitted([raw], scores, groups, (low,), SEED)
     # Judged by the other half, which has raw 3 and -1 for 10 and 0, the first is 2.5 * raw + 2.5.
     assert found.ravel().tolist() == [2.5, 7.5, 10.0, 0.0]
-    assert within(np.array([[-1.0, 11.0]]), SCALES).tolist() == [[0.0, 10.0]]
-    assert within(np.array([[0.1, 7.3]], np.float32), SCALES).dtype == np.float32
+    assert clipped(np.array([[-1.0, 11.0]]), SCALES).tolist() == [[0.0, 10.0]]
+    assert clipped(np.array([[0.1, 7.3]], np.float32), SCALES).dtype == np.float32
 
 
 def test_the_scores_of_a_conversation_do_not_touch_its_own_figures(held):

@@ -5,7 +5,7 @@ import orjson
 import pytest
 
 from efficient_empathy.dialogues.types import Example, Turn
-from efficient_empathy.distill.conversations import join_conversations
+from efficient_empathy.distill.conversations import conversation_name, join_conversations
 from efficient_empathy.distill.labels import load_labelled
 from efficient_empathy.distill.rubric import Rubric
 
@@ -90,3 +90,12 @@ def test_labelled_pairs_without_a_conversation_are_split_as_one(tmp_path):
         assert set((split.held_out // 2).tolist()).isdisjoint((split.rows // 2).tolist())
         assert len(split.held_out) == 18  # 0.3 of 60, in conversations of two
         assert len(np.union1d(split.rows, split.held_out)) == 60
+
+
+def test_one_example_by_itself_tells_its_conversation():
+    assert conversation_name(pair("X_turn:1", "a", "b", conversation="c")) == "c"
+    assert conversation_name(pair("X_turn:3", "a", "b")) == "X"
+    first, third = pair("p", "My dog died.", "Oh no."), pair("k", "My dog died.", "Oh no.", "Yes.", "So sorry.")
+    told = Example("s", "s", 3, (Turn("system", "Be kind."), *third.context), third.response)
+    assert len({conversation_name(example) for example in (first, third, told)}) == 1
+    assert conversation_name(pair("q", "My dog died.", "Poor you.")) != conversation_name(first)

@@ -12,8 +12,9 @@ from pathlib import Path
 
 import pytest
 
+from efficient_empathy.dialogues import stream_examples
 from efficient_empathy.dialogues.files import find_files
-from efficient_empathy.distill.labelling import label, plan_labels, read_examples
+from efficient_empathy.distill.labelling import label, plan_labels
 from efficient_empathy.distill.labels import load_labelled
 from efficient_empathy.distill.options import JudgeOptions
 from efficient_empathy.distill.rubric import Rubric
@@ -63,7 +64,9 @@ def test_labels_the_budget_once_and_writes_what_it_cost(pool, tmp_path, options,
 def test_the_labels_join_to_the_dialogues_they_are_about(pool, tmp_path, options):
     label([str(pool)], tmp_path / "labels.jsonl", options(budget=5))
     rejected: Counter[str] = Counter()
-    found = load_labelled(tmp_path / "labels.jsonl", read_examples([str(pool)], "every-turn", rejected), Rubric.load())
+    found = load_labelled(
+        tmp_path / "labels.jsonl", stream_examples([str(pool)], "every-turn", rejected), Rubric.load()
+    )
     assert found.scores.tolist() == [[7, 3]] * 5
     assert not rejected
 
@@ -121,6 +124,18 @@ def test_every_example_of_a_bad_server_ends_scored_or_counted(pool, tmp_path, op
     # The answers that could not be read were paid for: 18 + 12 with scores, 9 with tokens counted and without scores,
     # 3 whose tokens nobody counted.
     assert better.usd > 39 * 0.0002
+
+
+def test_a_judge_of_whom_nothing_can_be_read_is_not_asked_all(pool, tmp_path, options, judge_server, reply):
+    judge_server.behave = lambda request, times: reply(content="")
+    message = r"none of the first 20 answers could be read \(empty-answer\).*raise --max-tokens.*--retry-unscored"
+    with pytest.raises(EmpathyError, match=message):
+        label([str(pool)], tmp_path / "labels.jsonl", options(concurrency=1))
+    assert judge_server.asked.total() == 20
+    # They are kept. Asked anew, one that can be read is enough to go on.
+    judge_server.behave = lambda request, times: reply(content="") if judge_server.asked.total() > 21 else reply()
+    again = label([str(pool)], tmp_path / "labels.jsonl", options(concurrency=1, retry_unscored=True))
+    assert (again.asked, again.scored, again.unscored) == (30, 1, {"empty-answer": 29})
 
 
 def test_never_spends_more_than_the_limit(pool, tmp_path, options, judge_server):

@@ -46,6 +46,14 @@ def test_one_structured_call_for_all_dimensions(ask, judge_server):
     }
 
 
+def test_a_query_of_the_address_goes_with_each_request_and_is_told_to_nobody(ask, judge_server, reply):
+    url = f"{judge_server.url}/deployments/d?api-version=2024-10-21&key={CANARY}"
+    assert ask(base_url=url).scores is not None
+    assert judge_server.paths == [f"/v1/deployments/d/chat/completions?api-version=2024-10-21&key={CANARY}"]
+    judge_server.behave = lambda request, times: reply(content=f"you sent {CANARY}")
+    assert ask(base_url=url).raw == "you sent [key]"
+
+
 def test_busy_and_failing_servers_are_asked_again(ask, judge_server, reply):
     script = {1: reply(status=429, headers={"Retry-After": "0.4"}), 2: reply(status=500), 3: reply()}
     judge_server.behave = lambda request, times: script[times]

@@ -65,6 +65,33 @@ def test_a_number_at_the_end_of_a_cut_answer_may_lack_digits():
     assert parse_answer(text + "0}", RUBRIC, cut_off=True) == ({"sensibility": 8, "rationality": 10}, None)
 
 
+DRAFT = 'maybe {"sensibility": 2, "rationality": 9}'
+
+
+@pytest.mark.parametrize("before", ["", "Okay… ", "</think>\n", "Well.\n\n"])
+def test_a_draft_in_a_cut_answer_is_no_verdict(before):
+    assert parse_answer(f"{before}{DRAFT}. But wait, there is also", RUBRIC, cut_off=True) == (None, "no-verdict")
+    text = f"{before}I would say\nSensibility: 8\nRationality: 5\nbut"
+    assert parse_answer(text, RUBRIC, cut_off=True) == (None, "no-verdict")
+
+
+def test_a_cut_answer_that_begins_with_its_verdict_has_one():
+    for start in ("", "```json\n", "<think>hm</think>\n\n"):
+        text = f'{start}{{"sensibility": 8, "rationality": 5}}\nSince they'
+        assert parse_answer(text, RUBRIC, cut_off=True) == (S8R5, None)
+    assert parse_answer("**Sensibility**: 8\n**Rationality**: 5\nSince", RUBRIC, cut_off=True) == (S8R5, None)
+
+
+def test_thoughts_are_no_verdict():
+    thoughts = f"<think>{DRAFT}"
+    assert parse_answer(thoughts, RUBRIC) == (None, "empty-answer")
+    assert parse_answer(f"{thoughts}</think>I cannot say.", RUBRIC) == (None, "no-verdict")
+    assert parse_answer(f'{DRAFT}</think>{{"sensibility": 8, "rationality": 5}}', RUBRIC) == (S8R5, None)
+    assert parse_choice("<think>Verdict: A</think>Verdict: B", "verdict", "ABC").scores["B"] == 1
+    assert parse_choice("<think>Verdict: A", "verdict", "ABC") == (None, "empty-answer")
+    assert parse_choice("Perhaps\nVerdict: A\nor", "verdict", "ABC", cut_off=True) == (None, "no-verdict")
+
+
 def test_deep_nesting_and_long_answers_end():
     assert parse_answer('{"a":' * 50_000, RUBRIC)[0] is None
     assert parse_answer("x" * 1_000_000 + '{"sensibility": 8, "rationality": 5}', RUBRIC) == (S8R5, None)

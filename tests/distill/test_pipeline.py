@@ -58,6 +58,18 @@ def test_the_folder_is_whole_and_its_hashes_hold(distilled):
 
 
 @pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:.*torch.jit.script")
+def test_an_encoder_that_multiplies_more_than_its_rows_gets_int8_too(
+    tiny_deberta, make_synthetic, tiny_options, tmp_path
+):
+    facts = run_pipeline(*make_synthetic(240), tmp_path / "scorer", tiny_options(tiny_deberta, epochs=4))
+    assert facts is not None
+    parity = orjson.loads((tmp_path / "scorer" / "scorer.json").read_bytes())["parity"]
+    assert parity["int8"]["passed"]
+    assert (tmp_path / "scorer" / "transformer.int8.onnx").is_file()
+
+
+@pytest.mark.slow
 def test_counts_add_up(distilled):
     manifest, spec = read_manifest(distilled), Scorer.load(distilled, device="cpu").spec
     labels = manifest["labels"]

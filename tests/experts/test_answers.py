@@ -73,6 +73,7 @@ def test_rows_and_counts(model, contexts, tmp_path):
     assert counts["reference_tokens"] == sum(row["nll_tokens"] or 0 for row in rows)
     assert (counts["refused"], counts["rejected"]) == ({}, {"invalid-json": 1})
     (reject,) = [orjson.loads(line) for line in (tmp_path / "out/rejected/part-00000.jsonl").read_bytes().splitlines()]
+    assert list(reject) == ["file", "line", "reason", "detail", "raw"]
     assert (reject["line"], reject["raw"]) == (12, "broken")
     assert changed_files(tmp_path / "out") == []
     assert [answer.id for answer in read_answers(tmp_path / "out").answers] == [row["id"] for row in rows]

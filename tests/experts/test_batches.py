@@ -6,7 +6,7 @@ import pytest
 pytest.importorskip("torch", reason="torch is part of the experts extra")
 
 from efficient_empathy.experts.batches import OrderedBatches, Plan, PlannedBatches, Row, Rows
-from efficient_empathy.experts.loss import IGNORED
+from efficient_empathy.experts.loss import IGNORED, response_nll
 
 
 @pytest.fixture
@@ -94,3 +94,11 @@ def test_like_lengths_are_together(rows):
 def test_the_held_out_rows_are_measured_once_over_all_ranks(rows):
     counts = [sum(len(b["labels"]) for b in OrderedBatches(rows, 4, rank, 2)) for rank in (0, 1)]
     assert sum(counts) == 21
+
+
+def test_a_rank_that_no_batch_is_left_for_measures_nothing(rows, make_tiny_lm):
+    (batch,) = OrderedBatches(rows, 16, 2, 3)  # Lightning stops where a rank has no batch at all
+    nll, counts = response_nll(make_tiny_lm(), **batch)
+    assert float(nll.sum()) == int(counts.sum()) == 0
+    nothing = Rows([], pad=1, refused={}, cut=0)
+    assert len(OrderedBatches(nothing, 16)) == 0

@@ -73,6 +73,12 @@ def test_what_does_not_go_together(arguments, message):
         _run(*arguments)
 
 
+def test_gates_of_a_model_without_a_router_are_refused_before_it_answers(tiny_lm, contexts, tmp_path):
+    with pytest.raises(EmpathyError, match="is no mixture"):
+        _run(contexts, "--model", tiny_lm, "--max-tokens", 128, "--show-gates", "-o", tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
 def test_an_expert_brings_its_own_instruction(subsets):
     with pytest.raises(EmpathyError, match="prompted as it was trained"):
         _run("in.jsonl", "-o", "x", "--model", subsets, "--system", "be brief")

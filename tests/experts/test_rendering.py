@@ -78,6 +78,31 @@ def test_a_template_without_a_system_role_gets_the_instruction_in_the_first_turn
     assert words(renderer, prompt) == ["<|user|>", "glad", "maybe", "i", "lost", "<|end|>", "<|assistant|>"]
 
 
+STRICT = (
+    "{% for m in messages %}{% if m['role'] == 'system' and not loop.first %}{{ raise_exception('system first') }}{% endif %}"
+    "{% if not loop.first and m['role'] == messages[loop.index0 - 1]['role'] %}{{ raise_exception('take turns') }}{% endif %}"
+    "{% if 'exam' in m['content'] %}{{ raise_exception('no exams') }}{% endif %}{% endfor %}"
+    "{% if messages[0]['role'] == 'assistant' %}{{ raise_exception('user first') }}{% endif %}"
+)
+
+
+def test_a_later_instruction_goes_before_all_for_a_template_that_wants_it_there():
+    renderer = Renderer(make_tokenizer(STRICT + TEMPLATE), system="glad")
+    turns = (Turn("speaker", "i lost"), Turn("system", "maybe"), Turn("speaker", "your dog"))
+    prompt, _ = renderer.prompt(turns)
+    expected = "<|system|> glad maybe <|end|> <|user|> i lost your dog <|end|> <|assistant|>"
+    assert words(renderer, prompt) == expected.split()
+
+
+def test_a_row_that_the_template_refuses_is_refused_by_name_and_no_other():
+    renderer = Renderer(make_tokenizer(STRICT + TEMPLATE), system=None)
+    bad, good = example("your exam"), example("i lost")
+    with pytest.raises(RowRefused, match=r"chat-template: .*no exams"):
+        renderer.render(bad)
+    refused, rendered = renderer.render_many([bad, good])
+    assert (refused.reason, rendered) == ("chat-template", renderer.render(good))
+
+
 def test_without_a_template_it_is_a_transcript_that_ends_with_the_end_of_text():
     renderer = Renderer(make_tokenizer(None), system=None)
     found = renderer.render(example("i lost"))

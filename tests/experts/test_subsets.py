@@ -1,5 +1,6 @@
 """Which examples a training and its controls take."""
 
+import json
 import shutil
 
 import pytest
@@ -20,6 +21,20 @@ def test_the_subset_without_the_held_out_conversations(subsets):
     conversations = {example.dialogue_id for example in found.train}
     assert not conversations & {example.dialogue_id for example in found.held_out}
     assert all(held_out_conversation(example.dialogue_id, 0.2) for example in found.held_out)
+
+
+def test_turns_of_one_conversation_that_no_row_names_are_on_one_side(tmp_path):
+    rows = []
+    for index in range(100):
+        start = [f"my dog lost {index}", "so sorry"]
+        rows.append({"id": f"a{index}", "context": start[:1], "response": start[1]})
+        rows.append({"id": f"b{index}", "context": [*start, "why"], "response": "who knows"})
+    path = tmp_path / "rows.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    found = choose([str(path)], "none", 0.3, 0)
+    assert 40 < len(found.held_out) < 80
+    held = {example.id for example in found.held_out}
+    assert all((f"a{index}" in held) == (f"b{index}" in held) for index in range(100))
 
 
 def test_random_draws_as_many_from_all_subsets_by_seed(subsets):

@@ -1,6 +1,7 @@
 """Training a whole expert on a model of a few thousand parameters: arithmetic, resuming, the folder that comes out."""
 
 import csv
+import dataclasses
 import os
 import shutil
 import signal
@@ -9,6 +10,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from click.testing import CliRunner
 from tiny_hybrids import make_hybrid
 from tiny_words import make_tokenizer
 
@@ -17,8 +19,9 @@ pytest.importorskip("peft", reason="peft is part of the experts extra")
 
 from efficient_empathy.dialogues.types import Turn  # noqa: E402
 from efficient_empathy.errors import EmpathyError  # noqa: E402
-from efficient_empathy.experts.artifact import read_expert  # noqa: E402
+from efficient_empathy.experts.artifact import Expert, read_expert  # noqa: E402
 from efficient_empathy.experts.checkpoints import SafeCheckpointIO  # noqa: E402
+from efficient_empathy.experts.commands import train_expert_command  # noqa: E402
 from efficient_empathy.experts.loss import response_nll  # noqa: E402
 from efficient_empathy.experts.models import LoadOptions, load_language_model  # noqa: E402
 from efficient_empathy.experts.module import CsvLog, ResponseModule  # noqa: E402
@@ -133,14 +136,14 @@ def test_the_expert_learns_and_says_so(expert):
 
 
 def test_it_learns_in_bf16_too(subsets, tiny_lm, tmp_path, monkeypatch):
-    monkeypatch.setattr("efficient_empathy.experts.fitting._cpu_precision", lambda: "bf16-mixed")
+    monkeypatch.setattr("efficient_empathy.experts.fitting.choose_precision", lambda device: "bf16-mixed")
     found = train_expert(request(subsets, tiny_lm, tmp_path / "e"))
     assert found.result["val_nll"] < 0.8 * found.result["base_val_nll"]
 
 
 def test_it_stops_when_it_gets_worse_and_writes_its_best_state(subsets, tiny_lm, tmp_path, monkeypatch):
     monkeypatch.setattr(
-        "efficient_empathy.experts.fitting._cpu_precision", lambda: "32-true"
+        "efficient_empathy.experts.fitting.choose_precision", lambda device: "32-true"
     )  # bf16 takes another course
     wanted = request(subsets, tiny_lm, tmp_path / "e", learning_rate=0.05, validations=12, patience=2)
     result = train_expert(wanted).result
@@ -212,7 +215,7 @@ def test_killed_and_resumed_it_goes_on_as_if_uninterrupted(expert, subsets, tiny
 # A validation follows each step, or every second: of the latter none is saved before it.
 @pytest.mark.parametrize("fit", [{"validations": 5}, {"validations": 2}, {"validations": 5, "accumulate": 2}])
 def test_stopped_between_two_steps_it_goes_on_from_the_last(subsets, tiny_lm, tmp_path, monkeypatch, fit):
-    monkeypatch.setattr("efficient_empathy.experts.fitting._cpu_precision", lambda: "32-true")
+    monkeypatch.setattr("efficient_empathy.experts.fitting.choose_precision", lambda device: "32-true")
     ours, theirs = (request(subsets, tiny_lm, tmp_path / name, 0.0, max_steps=5, **fit) for name in ("a", "b"))
     note = CsvLog.on_train_batch_end
 
@@ -232,7 +235,7 @@ def test_stopped_between_two_steps_it_goes_on_from_the_last(subsets, tiny_lm, tm
 
 
 def test_a_training_that_ended_early_is_not_trained_on_when_it_is_run_again(subsets, tiny_lm, tmp_path, monkeypatch):
-    monkeypatch.setattr("efficient_empathy.experts.fitting._cpu_precision", lambda: "32-true")
+    monkeypatch.setattr("efficient_empathy.experts.fitting.choose_precision", lambda device: "32-true")
     fit = {"learning_rate": 0.05, "validations": 26, "patience": 1}
     ours, theirs = (request(subsets, tiny_lm, tmp_path / name, 0.0, **fit) for name in ("a", "b"))
     with monkeypatch.context() as context:
@@ -311,3 +314,32 @@ def test_a_base_that_peft_has_no_adapter_for_is_refused(subsets, tmp_path):
 def test_an_existing_folder_is_left_alone(subsets, tiny_lm, tmp_path):
     with pytest.raises(EmpathyError, match="already there"):
         train_expert(request(subsets, tiny_lm, tmp_path))
+
+
+def test_a_gpu_whose_memory_does_not_suffice_is_one_sentence(subsets, tiny_lm, tmp_path, monkeypatch):
+    def full(*_):
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+
+    monkeypatch.setattr(ResponseModule, "training_step", full)
+    with pytest.raises(
+        EmpathyError, match=r"memory of the GPU does not suffice: lower --batch-size and raise --accumulate"
+    ):
+        train_expert(request(subsets, tiny_lm, tmp_path / "e"))
+
+
+def test_only_the_first_process_of_several_says_what_came_of_it(subsets, tiny_lm, tmp_path, monkeypatch):
+    from lightning.pytorch.utilities import rank_zero_only
+
+    wanted = ["--data", str(subsets / "sensibility"), "--base", str(tiny_lm), "--max-length", "128", "--max-steps", "1"]
+    for rank, shown in ((0, True), (1, False)):
+        monkeypatch.setattr("efficient_empathy.experts.training.train_expert", lambda asked: asked_of(asked, tiny_lm))
+        monkeypatch.setattr(rank_zero_only, "rank", rank)
+        done = CliRunner().invoke(
+            train_expert_command, [*wanted, "-o", str(tmp_path / "e"), "--json"], catch_exceptions=False
+        )
+        assert bool(done.stdout) == shown
+
+
+def asked_of(asked, base):
+    """What a training would tell, without one."""
+    return Expert({"name": base.name}, {}, dataclasses.asdict(asked.options), {}, {})

@@ -1,4 +1,4 @@
-"""Models of a few thousand parameters that keep more than keys and values of past tokens, or keep something else."""
+"""Models of a few thousand parameters that are built otherwise than Llama: with other states, or with more than text."""
 
 from typing import Any
 
@@ -21,6 +21,21 @@ _ATTENTION = {
     "max_position_embeddings": 128,
 }
 _MAMBA = {"mamba_n_groups": 1, "mamba_d_state": 8, "mamba_chunk_size": 8}
+
+
+def make_multimodal() -> Any:
+    """Gemma 3 with an image tower, as its larger sizes are: its own base model, and linears that never see text."""
+    import torch
+    import transformers
+
+    torch.manual_seed(0)
+    heads = {"num_attention_heads": 2, "num_key_value_heads": 1, "head_dim": 8, "sliding_window": 16}
+    text = {**_SIZE, **_ATTENTION, **heads}
+    image = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
+    config = transformers.Gemma3Config(
+        text_config=text, vision_config={**image, "image_size": 28, "patch_size": 14}, mm_tokens_per_image=1
+    )
+    return transformers.AutoModelForCausalLM.from_config(config).eval()
 
 
 def make_hybrid(name: str) -> Any:

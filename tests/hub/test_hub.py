@@ -8,7 +8,7 @@ import pytest
 
 from efficient_empathy.audit.verifying import verify
 from efficient_empathy.errors import EmpathyError
-from efficient_empathy.hub.client import check_files, check_names
+from efficient_empathy.hub.client import check_names, vouched_files
 from efficient_empathy.hub.pulling import pull
 from efficient_empathy.manifest import read_manifest, read_origin, sha256_file, write_manifest
 from efficient_empathy.scorer.scorer import Scorer
@@ -28,7 +28,7 @@ def scorer(scorer_folder, tmp_path) -> Path:
 def test_pushed_and_pulled_it_is_the_same_folder_and_later_runs_say_where_it_came_from(
     scorer, hub_server, ee, tmp_path
 ):
-    (scorer / "notes.txt").write_text("mine")
+    (scorer / "it's mine.txt").write_text("mine")
     (scorer / "run.json").write_text("{}")
     pushed = ee("push", scorer, REPO, "--private", "--json")
     assert pushed.returncode == 0, pushed.stderr
@@ -36,9 +36,9 @@ def test_pushed_and_pulled_it_is_the_same_folder_and_later_runs_say_where_it_cam
     repo = hub_server.repos[REPO]
     assert repo.private
     assert done["commit"] == repo.branches["main"]
-    assert sorted(done["left_here"]) == ["notes.txt", "run.json"]
+    assert sorted(done["left_here"]) == ["it's mine.txt", "run.json"]
     assert repo.commits[done["commit"]] == {
-        name: data for name, data in everything(scorer).items() if name not in ("notes.txt", "run.json")
+        name: data for name, data in everything(scorer).items() if name not in ("it's mine.txt", "run.json")
     }
     assert hub_server.large  # the graph went the way of large files
 
@@ -182,18 +182,18 @@ def test_names_of_repositories(repo):
 )
 def test_a_manifest_from_elsewhere_cannot_reach_out_of_its_folder(name):
     with pytest.raises(EmpathyError, match="which lies outside of its folder"):
-        check_files("'me/x'", {"kind": "scorer", "files": {name: "0"}})
+        vouched_files("'me/x'", {"kind": "scorer", "files": {name: "0"}})
 
 
 @pytest.mark.parametrize("name", ["adapter_model.bin", "model.pkl", "setup.py", "weights.pt"])
 def test_what_could_run_code_is_not_fetched(name):
     with pytest.raises(EmpathyError, match="such a folder holds only"):
-        check_files("'me/x'", {"kind": "expert", "files": {name: "0"}})
+        vouched_files("'me/x'", {"kind": "expert", "files": {name: "0"}})
 
 
 def test_data_does_not_go_there(tmp_path):
     with pytest.raises(EmpathyError, match="kind 'subsets'; only scorer, expert, mixture go to the Hub"):
-        check_files("'x'", {"kind": "subsets", "files": {}})
+        vouched_files("'x'", {"kind": "subsets", "files": {}})
 
 
 def test_a_note_of_origin_speaks_of_its_own_folder_only(scorer):

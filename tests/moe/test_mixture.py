@@ -2,6 +2,7 @@
 
 import csv
 import dataclasses
+import json
 import os
 import shutil
 import signal
@@ -10,6 +11,8 @@ import sys
 from pathlib import Path
 
 import pytest
+from tiny_hybrids import make_multimodal
+from tiny_words import make_tokenizer
 
 torch = pytest.importorskip("torch", reason="torch is part of the experts extra")
 pytest.importorskip("peft", reason="peft is part of the experts extra")
@@ -91,6 +94,34 @@ def frozen(model):
         if isinstance(layer, RoutedLinear)
         for part in ("lora_A", "lora_B")
     }
+
+
+@pytest.fixture(scope="module")
+def multimodal(make_expert, tmp_path_factory):
+    """Two experts of a base with an image tower."""
+    folder = tmp_path_factory.mktemp("multimodal")
+    make_multimodal().save_pretrained(folder / "base", safe_serialization=True)
+    make_tokenizer().save_pretrained(folder / "base")
+    return [make_expert(folder / name, seed, base=folder / "base") for seed, name in enumerate(SUBSETS[:2])]
+
+
+@pytest.mark.parametrize("granularity", ["token", "layer", "sequence"])
+def test_a_base_with_an_image_tower_is_mixed_where_it_reads_text(subsets, multimodal, tmp_path, granularity):
+    router = {"granularity": granularity, "sites": "all"}
+    mixture = train_mixture(request(subsets, multimodal, tmp_path / "moe", router=router, max_steps=2))
+    assert all("language_model.layers" in site or site == "prompt" for site in mixture.routing["sites"])
+    config = json.loads((multimodal[0] / "adapter_config.json").read_text())
+    assert all("vision_tower" in name or "projector" in name for name in config["exclude_modules"])
+    model = load_language_model(str(tmp_path / "moe"))
+    (found,) = answer(model, [Prompt("a", [9, 10, 11])], DecodingOptions(max_new_tokens=3))
+    assert len(found.tokens) > 0
+
+
+def test_experts_that_adapt_what_never_sees_text_are_refused(make_expert, multimodal, subsets, tmp_path, monkeypatch):
+    monkeypatch.setattr("efficient_empathy.experts.training.linears_beside_text", lambda model: [])
+    old = make_expert(tmp_path / "old", 3, base=multimodal[0].with_name("base"))
+    with pytest.raises(EmpathyError, match=r"vision_tower.*which never sees text: train them again"):
+        prepare_mixture(request(subsets, [multimodal[0], old], tmp_path / "moe"))
 
 
 def test_it_learns_and_says_what_the_router_does(trained):

@@ -81,9 +81,33 @@ def test_stale_fields_become_null_and_other_columns_are_not_decoded(scorer):
     rows = [{**PAIRS[0], "ee_subset": "old", "ee_turn": 1}]
     found = datasets.Dataset.from_list(rows).map(scorer.as_map(), batched=True)
     assert found["ee_subset"] == [None]
-    broken = datasets.Dataset.from_list([{**PAIRS[0], "picture": {"path": "missing.png", "bytes": None}}])
-    broken = broken.cast_column("picture", datasets.Image(decode=False))
-    assert broken.map(scorer.as_map(), batched=True)["ee_sensibility"] == [3.0]
+    # A picture that cannot be decoded, first and last; the second row becomes two.
+    turns = [{"role": role, "content": "a"} for role in ("user", "assistant", "user", "assistant")]
+    rows = [
+        {"first": "missing.png", "messages": turns[:2], "n": 1},
+        {"first": "missing.png", "messages": turns, "n": 2},
+    ]
+    broken = datasets.Dataset.from_list([{**row, "last": row["first"]} for row in rows])
+    for name in ("first", "last"):
+        broken = broken.cast_column(name, datasets.Image())
+    found = broken.map(scorer.as_map(), batched=True)
+    assert found["n"] == [1, 2, 2]
+    for name in ("first", "last"):
+        assert (
+            found.cast_column(name, datasets.Image(decode=False))[name] == [{"bytes": None, "path": "missing.png"}] * 3
+        )
+
+
+@pytest.mark.parametrize("forms", ["messages", "context", "prompt"])
+def test_a_map_that_is_not_batched_is_told_so_whatever_comes_first(scorer, forms):
+    turns = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
+    row = {
+        "messages": {"messages": turns},
+        "context": {"context": ["a"], "response": "b"},
+        "prompt": {"n": 1, "prompt": "a", "completion": "b"},
+    }[forms]
+    with pytest.raises(EmpathyError, match="add batched=True"):
+        datasets.Dataset.from_list([row]).map(scorer.as_map())
 
 
 def test_the_cache_knows_an_equal_function(scorer, scorer_folder, tmp_path):

@@ -13,10 +13,11 @@ import pytest
 from click.testing import CliRunner
 
 from efficient_empathy.dialogues.types import Example, Turn
+from efficient_empathy.environment import cache_folder
 from efficient_empathy.errors import EmpathyError, MissingExtraError
 from efficient_empathy.scorer import devices, tiers
 from efficient_empathy.scorer.batching import TokenBudget, TokenCount, run_batches
-from efficient_empathy.scorer.devices import bucket, cache_folder, first_choice, int8_saturates, providers_for
+from efficient_empathy.scorer.devices import bucket, first_choice, int8_saturates, providers_for
 from efficient_empathy.scorer.scorer import Scorer, _precision
 from efficient_empathy.scorer.session import open_session, run_batch, run_bound
 

@@ -142,7 +142,7 @@ def test_no_examples_give_no_rows():
 
 @pytest.mark.parametrize("max_tokens", [15, 8193])
 def test_the_longest_input_has_a_range(max_tokens):
-    with pytest.raises(EmpathyError, match=f"max_tokens must be from 16 to 8192, not {max_tokens}"):
+    with pytest.raises(EmpathyError, match=f"max_tokens must be from 16 to 8,192, not {max_tokens}"):
         EncodingSpec(CLS, SEP, PAD, {}, max_tokens)
 
 

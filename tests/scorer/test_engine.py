@@ -4,6 +4,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import orjson
 import pytest
 from length_scorer import LengthScorer, rows_of, write_rows
 
@@ -12,6 +13,7 @@ from efficient_empathy.manifest import changed_files
 from efficient_empathy.scorer import engine
 from efficient_empathy.scorer.engine import describe_run, run
 from efficient_empathy.scorer.job import Job
+from efficient_empathy.scorer.progress import JsonEvents
 from efficient_empathy.selection import PaperPolicy
 
 
@@ -102,6 +104,22 @@ def test_a_small_input_is_judged_at_the_end(tmp_path):
         run(Job((str(path),), tmp_path / "out"), LengthScorer())
     outcome = run(Job((str(path),), tmp_path / "out", max_rejected=1), LengthScorer())
     assert outcome.manifest["counts"]["examples"] == 18
+
+
+def test_machines_are_told_of_success_only_when_all_is_written_and_of_a_finished_folder_too(tmp_path):
+    def told(job):
+        lines = []
+        try:
+            run(job, LengthScorer(), progress=JsonEvents(lines.append))
+        except EmpathyError:
+            assert not (job.out / "manifest.json").exists()
+        return [(event["event"], event["examples"]) for event in map(orjson.loads, lines)]
+
+    path = write_rows(tmp_path / "in.jsonl", 10, bad={1})
+    job = Job((str(path),), tmp_path / "out")
+    assert told(job) == [("start", 0), ("stopped", 18)]
+    assert told(replace(job, max_rejected=1)) == [("start", 18), ("done", 18)]
+    assert told(replace(job, max_rejected=1)) == [("start", 18), ("done", 18)]
 
 
 def test_a_score_that_is_no_number_stops_the_run(job):

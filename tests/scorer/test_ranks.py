@@ -25,10 +25,3 @@ def test_it_agrees_with_scipy_also_with_ties(pairs):
         assert spearman(a, b) == pytest.approx(spearmanr(a, b).statistic, abs=1e-12)
     else:
         assert spearman(a, b) == 0.0
-
-
-def test_what_computes_it_elsewhere_takes_it_from_here():
-    from efficient_empathy.distill import quality
-    from efficient_empathy.scorer import bench
-
-    assert quality.spearman is bench.spearman is spearman

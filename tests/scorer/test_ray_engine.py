@@ -258,7 +258,8 @@ def test_score_dataset_gives_what_the_scorer_gives_and_each_row_once(two_nodes, 
     import ray
 
     from efficient_empathy.dialogues import read_records, record_examples
-    from efficient_empathy.scorer.ray_data import score_dataset
+    from efficient_empathy.scorer.adapters import RowOptions
+    from efficient_empathy.scorer.adapters.ray_data import score_dataset
 
     path = write_rows(tmp_path / "in.jsonl", 100)
     wanted = [example for record in read_records([str(path)]) for example in record_examples(record)]
@@ -268,15 +269,15 @@ def test_score_dataset_gives_what_the_scorer_gives_and_each_row_once(two_nodes, 
     try:
         bad = {"id": "bad", "turns": [], "n": -1}
         dataset = ray.data.from_items([*rows, bad], override_num_blocks=4)
-        found = score_dataset(dataset, scorer_folder, unreadable="keep", concurrency=1, batch_size=16).take_all()
-        again = score_dataset(ray.data.from_items(found), scorer_folder, unreadable="keep").take_all()
-        with pytest.raises(ray.exceptions.RayTaskError, match="a row cannot be read"):
-            score_dataset(dataset, scorer_folder, concurrency=(1, 2)).take_all()
+        found = score_dataset(dataset, scorer_folder, concurrency=1, batch_size=16).take_all()
+        again = score_dataset(ray.data.from_items(found), scorer_folder).take_all()
+        with pytest.raises(ray.exceptions.RayTaskError, match="bad_rows='keep' or 'drop'"):
+            score_dataset(dataset, scorer_folder, RowOptions(bad_rows="raise"), concurrency=(1, 2)).take_all()
     finally:
         ray.shutdown()
-    by_id = {row["ee_id"]: row for row in found if row["ee_error"] is None}
+    by_id = {row["ee_id"]: row for row in found if row["ee_reject"] is None}
     assert len(found) == len(wanted) + 1
-    assert [row["id"] for row in found if row["ee_error"] is not None] == ["bad"]
+    assert [row["id"] for row in found if row["ee_reject"] is not None] == ["bad"]
     for example, (first, second) in zip(wanted, scores.tolist(), strict=True):
         row = by_id.pop(example.id)
         assert (row["ee_turn"], row["ee_sensibility"], row["ee_rationality"]) == (example.turn, first, second)

@@ -11,16 +11,19 @@ from click.testing import CliRunner
 from length_scorer import LengthScorer, write_rows
 
 from efficient_empathy.dialogues import plan_units
+from efficient_empathy.dialogues.types import Example, Turn
 from efficient_empathy.errors import EmpathyError, MissingExtraError
 from efficient_empathy.manifest import versions
 from efficient_empathy.scorer import ray_actor, runfolder
+from efficient_empathy.scorer.adapters import RowOptions
+from efficient_empathy.scorer.adapters.ray_data import _ScoresBatches
 from efficient_empathy.scorer.engine import run
 from efficient_empathy.scorer.job import VERSIONED, Job
 from efficient_empathy.scorer.ray_actor import DONE, FAILED, Task, UnitRater
-from efficient_empathy.scorer.ray_data import _ScoresBatches
 from efficient_empathy.scorer.ray_engine import room_for
 from efficient_empathy.scorer.ray_options import RayOptions
 from efficient_empathy.scorer.ray_pool import cause_of, check_versions
+from efficient_empathy.selection import PaperPolicy
 from efficient_empathy.selection.commands import filter_command
 
 
@@ -180,5 +183,39 @@ def test_score_dataset_refuses_a_score_that_is_no_number():
             return np.array([[1.0, 2.0], [np.nan, 1.0]], np.float32)
 
     table = pa.table({"context": ["a", "b"], "response": ["c", "d"]})
-    with pytest.raises(EmpathyError, match="not a number at row 1 of its batch; try --precision fp32"):
-        _ScoresBatches(Broken(), "every-turn", "stop")(table)
+    with pytest.raises(EmpathyError, match="not a number at row 1 of this batch; try --precision fp32"):
+        _ScoresBatches(Broken(), RowOptions())(table)
+
+
+class Opened(LengthScorer):
+    """Stands for a scorer on its way to a node."""
+
+    def open(self):
+        """Itself."""
+        return self
+
+
+def test_batches_of_ray_data_are_rows_like_those_of_all_adapters():
+    table = pa.table(
+        {
+            "context": [["a"], None, ["why"]],
+            "response": ["so sorry", "lost", "make a plan"],
+            "n": [1, 2, 3],
+            "ee_old": ["x", "x", "x"],
+        }
+    )
+    found = _ScoresBatches(Opened(), RowOptions(PaperPolicy()))(table)
+    assert found.column_names == [
+        *("context", "response", "n", "ee_id", "ee_turn", "ee_sensibility", "ee_rationality", "ee_subset", "ee_reject"),
+    ]
+    assert found["n"].to_pylist() == [1, 2, 3]
+    assert found["context"].to_pylist() == table["context"].to_pylist()
+    scores = LengthScorer().score([Example("", "", 1, (Turn("speaker", "a"),), "so sorry")])
+    assert found["ee_sensibility"].to_pylist()[0] == scores[0, 0]
+    assert found["ee_sensibility"].null_count == found["ee_subset"].null_count == 1
+    assert [reason is None for reason in found["ee_reject"].to_pylist()] == [True, False, True]
+    # A batch whose rows are all bad has columns of the same types: Ray joins them.
+    bad = _ScoresBatches(Opened(), RowOptions(PaperPolicy()))(table.slice(1, 1))
+    assert bad.schema.types[3:] == found.schema.types[3:]
+    # No column that may hold a dialogue.
+    assert _ScoresBatches(Opened(), RowOptions(bad_rows="drop"))(pa.table({"n": [1, 2]})).num_rows == 0

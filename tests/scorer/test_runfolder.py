@@ -234,3 +234,27 @@ def test_an_input_that_changes_while_it_is_read_is_refused(job):
 
     with pytest.raises(EmpathyError, match="changed while it was read"):
         run(job, Touching(), PaperPolicy())
+
+
+def test_a_file_behind_a_url_that_is_overwritten_while_it_is_read_is_refused(tmp_path):
+    rows = write_rows(tmp_path / "in.jsonl", 300).read_bytes()
+    system = fsspec.filesystem("memory")
+    system.pipe("/changing/in.jsonl", rows)
+
+    class Overwriting(LengthScorer):
+        def score(self, examples):
+            system.pipe("/changing/in.jsonl", rows + rows)
+            return super().score(examples)
+
+    job = Job(("memory://changing/in.jsonl",), tmp_path / "out", unit_bytes=5000)
+    with pytest.raises(EmpathyError, match=r"'memory://changing/in\.jsonl' changed while it was read"):
+        run(job, Overwriting(), PaperPolicy())
+
+
+def test_a_run_that_goes_on_after_an_upgrade_says_both_versions(job, monkeypatch):
+    here = run(job, LengthScorer(), PaperPolicy()).manifest["versions"]
+    assert "," not in here["numpy"]
+    sorted((job.out / ".units").glob("[0-9]*.json"))[0].unlink()
+    monkeypatch.setattr("efficient_empathy.scorer.rating._versions", lambda: {**here, "numpy": "99.0"})
+    found = run(job, LengthScorer(), PaperPolicy()).manifest["versions"]
+    assert found == {**here, "numpy": f"{here['numpy']}, 99.0"}

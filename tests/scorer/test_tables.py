@@ -68,6 +68,19 @@ def test_long_rows_are_held_by_their_bytes(job, monkeypatch):
     assert 50 < file.num_row_groups < 120
 
 
+def test_rows_of_a_table_are_held_by_all_that_they_carry(tmp_path, monkeypatch):
+    monkeypatch.setattr(tables, "_BYTES_A_GROUP", 10_000)
+    rows = [
+        {"prompt": "why", "response": "so", "image": {"bytes": b"x" * 1000}, "vector": [0.5] * 100, "tags": ["a"]}
+        for _ in range(60)
+    ]
+    pq.write_table(pa.Table.from_pylist(rows), tmp_path / "in.parquet")
+    run(Job((str(tmp_path / "in.parquet"),), tmp_path / "out", format="parquet"), LengthScorer())
+    file = pq.ParquetFile(tmp_path / "out" / "examples" / "part-00000.parquet")
+    # 1,000 bytes, 100 numbers of 32 and a few letters: 4,206 a row, so the third is one too many.
+    assert [file.metadata.row_group(index).num_rows for index in range(file.num_row_groups)] == [3] * 20
+
+
 def test_both_containers_hold_the_same(tmp_path):
     rows = [
         {"id": f"c{n}", "turns": [{"role": "speaker", "text": "x" * n}, {"role": "listener", "text": "y" * (3 * n)}]}

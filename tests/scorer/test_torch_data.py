@@ -115,6 +115,8 @@ def test_a_bad_row_says_so_out_of_a_worker(scorer, workers):
 def test_sources_that_may_share_out_themselves_must_say_so(scorer):
     with pytest.raises(EmpathyError, match="does Stream give each worker and rank its own rows"):
         ScoredRows(Stream(), scorer)
+    with pytest.raises(EmpathyError, match="does Stream give each worker and rank its own rows"):
+        list(ScoredRows(Stream, scorer))
     assert len(taken(Stream(), scorer, 2, "fork", 2, by_source=False)) == 61
     assert len(taken(Stream(), scorer, 2, "fork", 1, by_source=True)) == 2 * 61
     with pytest.raises(EmpathyError, match="passed over once only"):
@@ -129,7 +131,8 @@ def test_sources_that_may_share_out_themselves_must_say_so(scorer):
 def test_hugging_face_data_share_their_rows_out_themselves(scorer, workers, ranks):
     datasets = pytest.importorskip("datasets", reason="datasets is part of the loaders extra")
     data = datasets.Dataset.from_list(PAIRS)
-    for source in (data, data.to_iterable_dataset(num_shards=3)):
+    stream = functools.partial(data.to_iterable_dataset, num_shards=3)
+    for source in (data, stream(), stream):
         rows = taken(source, scorer, workers, "fork", ranks)
         assert sorted(row["n"] for row in rows) == list(range(61))
 

@@ -3,7 +3,7 @@
 They pickle to the same bytes for the same scorer and options, so the library finds what it has already computed.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from efficient_empathy.dialogues.records import FIELD_PREFIX
@@ -32,7 +32,7 @@ class RowMap:
         stale = [name for name in names if name.startswith(FIELD_PREFIX) and name not in found]
         found |= {name: [None] * len(rated.rows) for name in stale}
         if rated.rows != list(range(_count(batch, names))):
-            others = {name: list(batch[name]) for name in names if name not in found}
+            others = {name: _as_stored(batch, name) for name in names if name not in found}
             found = {name: [column[place] for place in rated.rows] for name, column in others.items()} | found
         return found
 
@@ -56,6 +56,13 @@ class RowFilter:
         return [place in kept for place in range(_count(batch, names))]
 
 
+def arrow_column(values: Sequence[Any], kind: str) -> Any:
+    """A ``pyarrow.Array`` of a new column, given what it holds: ``string``, ``int`` or ``float``."""
+    import pyarrow as pa
+
+    return pa.array(values, {"string": pa.string(), "int": pa.int64(), "float": pa.float64()}[kind])
+
+
 class _Typed(list[Any]):
     """A column that Arrow gives the same type in every batch: one of nulls alone would be of none, and the next would not fit."""
 
@@ -66,8 +73,7 @@ class _Typed(list[Any]):
     def __arrow_array__(self, type: Any = None) -> Any:
         import pyarrow as pa
 
-        kinds = {"string": pa.string(), "int": pa.int64(), "float": pa.float64()}
-        return pa.array(list(self), type or kinds[self._kind])
+        return arrow_column(list(self), self._kind) if type is None else pa.array(list(self), type)
 
 
 def _names(batch: Any) -> list[str]:
@@ -76,10 +82,25 @@ def _names(batch: Any) -> list[str]:
             f"a batch must be columns by name, not {type(batch).__name__}: use batched=True, and with_format(None) on the data set."
         )
     names = list(batch.keys())
-    for name in names[:1]:
-        if isinstance(batch[name], str):
+    for name in names:
+        if is_read(name) and _is_of_one_row(batch[name]):
             raise EmpathyError("these are the columns of one row, not of a batch: add batched=True.")
     return names
+
+
+def _is_of_one_row(value: Any) -> bool:
+    """Whether it is a text, or a list of turns: a batch has a list of those."""
+    if isinstance(value, str):
+        return True
+    turns = value if isinstance(value, list) else []
+    return any(isinstance(turn, Mapping) and isinstance(turn.get("role", turn.get("from")), str) for turn in turns[:1])
+
+
+def _as_stored(batch: Any, name: str) -> list[Any]:
+    """A column that is passed on; a picture that nobody has looked at stays the bytes that it is."""
+    if name in getattr(batch, "keys_to_format", ()):  # of the library's own batches: columns not decoded yet
+        return batch.pa_table.column(name).to_pylist()
+    return list(batch[name])
 
 
 def _read_rows(batch: Mapping[str, Any], names: list[str]) -> list[dict[str, Any]]:

@@ -76,11 +76,8 @@ class ScoredRows(IterableDataset):
         self._source, self._sharding = source, sharding or Sharding()
         self._rows = RowScorer(scorer, options)
         self._ranks: tuple[int, int] | None = None
-        if self._sharding.by_source is None and _is_unknown(source):
-            raise EmpathyError(
-                f"does {type(source).__name__} give each worker and rank its own rows? Say Sharding(by_source=True) if it does, "
-                "by_source=False if each gets all rows: a wrong guess would lose rows, or score them twice."
-            )
+        if self._sharding.by_source is None:
+            _check_known(source)
 
     @property
     def dropped(self) -> dict[str, int]:
@@ -98,19 +95,20 @@ class ScoredRows(IterableDataset):
         rank, ranks = self._place()
         worker = get_worker_info()
         at, of = (worker.id, worker.num_workers) if worker is not None else (0, 1)
-        source: Any = self._source
+        source: Any = self._source() if callable(self._source) else self._source
         if self._sharding.by_source:
-            return source() if callable(source) else source
-        if self._sharding.by_source is None and _is_hugging_face_stream(source):
-            return _split(source, rank, ranks)  # which shares its rows out among the workers itself
+            return source
+        if self._sharding.by_source is None:
+            _check_known(source)  # of what a function makes nothing was known before
+            if _is_hugging_face_stream(source):
+                return _split(source, rank, ranks)  # which shares its rows out among the workers itself
         at, of = rank * of + at, ranks * of
         if _is_map_style(source):
-            return self._rows_at(range(at, len(source), of))
-        return itertools.islice(source() if callable(source) else source, at, None, of)
+            return self._rows_at(source, range(at, len(source), of))
+        return itertools.islice(source, at, None, of)
 
-    def _rows_at(self, indices: Iterable[int]) -> Iterator[Row]:
+    def _rows_at(self, source: Any, indices: Iterable[int]) -> Iterator[Row]:
         """Rows of a map-style source, fetched together where it can."""
-        source: Any = self._source
         if not hasattr(source, "__getitems__"):
             yield from (source[index] for index in indices)
             return
@@ -155,8 +153,13 @@ class ScoredBatches:
             yield {name: [row[name] for row in found] for name in names}
 
 
-def _is_unknown(source: Any) -> bool:
-    return isinstance(source, IterableDataset) and not _is_hugging_face_stream(source)
+def _check_known(source: Any) -> None:
+    """Refuse a source that may share its rows out itself, or not."""
+    if isinstance(source, IterableDataset) and not _is_hugging_face_stream(source):
+        raise EmpathyError(
+            f"does {type(source).__name__} give each worker and rank its own rows? Say Sharding(by_source=True) if it does, "
+            "by_source=False if each gets all rows: a wrong guess would lose rows, or score them twice."
+        )
 
 
 def _is_map_style(source: Any) -> bool:
