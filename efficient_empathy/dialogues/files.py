@@ -51,12 +51,21 @@ def find_files(inputs: Sequence[str]) -> list[str]:
     return list(found.values())
 
 
-def file_size(path: str, asked_anew: bool = False) -> int | None:
-    """Bytes of a local file or a URL; None where they cannot be told.
+def forget_sizes(urls: Iterable[str]) -> None:
+    """Have the file systems of some URLs forget what they know of their files, so that ``file_size`` asks anew."""
+    known: list[Any] = []
+    for url in urls:
+        with reading(url):
+            import fsspec
 
-    Args:
-        path: the file.
-        asked_anew: of a URL take nothing that the file system still knows of it.
+            system, _ = fsspec.core.url_to_fs(url)
+            if system not in known:
+                known.append(system)
+                system.invalidate_cache()
+
+
+def file_size(path: str) -> int | None:
+    """Bytes of a local file or a URL; None where they cannot be told.
 
     Raises:
         EmpathyError: a URL cannot be reached, or its file system's package is not installed.
@@ -67,8 +76,6 @@ def file_size(path: str, asked_anew: bool = False) -> int | None:
         import fsspec
 
         system, inner = fsspec.core.url_to_fs(path)
-        if asked_anew:
-            system.invalidate_cache()
         return system.info(inner).get("size")
 
 
@@ -148,7 +155,7 @@ def _expand(text: str) -> list[str]:
         with reading(text):
             raise FileNotFoundError
     found = glob.glob(text, recursive=True)
-    if dangling := [path for path in found if os.path.islink(path) and not os.path.exists(path)]:
+    if dangling := [path for path in found if is_data(path) and os.path.islink(path) and not os.path.exists(path)]:
         more = f", and {len(dangling) - 1} more of '{text}'" if len(dangling) > 1 else ""
         raise EmpathyError(
             f"'{dangling[0]}' is a link to a file that is not there{more}. Fetch what is missing, or remove the link."

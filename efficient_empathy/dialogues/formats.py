@@ -61,7 +61,9 @@ def _with_response(row: Mapping[str, Any]) -> Mapping[str, Any]:
 
 
 def _is_blank(value: Any) -> bool:
-    return not value or (isinstance(value, str) and value.isspace())
+    if isinstance(value, str):
+        return not value or value.isspace()
+    return value is None or (isinstance(value, (list, tuple, dict)) and not value)
 
 
 def _filled(row: Mapping[str, Any]) -> Mapping[str, Any]:

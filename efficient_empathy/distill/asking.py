@@ -263,7 +263,7 @@ def ask_all(
                     f"the last {in_a_row} questions got no answer ({reason}), so the rest were not asked. "
                     f"What was answered is kept: run the same command again when {_MENDED_WHEN.get(reason, 'the judge is well')}."
                 )
-            if unread >= _GIVE_UP_AFTER and not readable:
+            if unread >= _GIVE_UP_AFTER and not readable and following is not None:
                 why = str(next(reversed(outcome.answers.values())).answer.reason)
                 raise EmpathyError(
                     f"none of the first {unread} answers could be read ({why}), so the rest were not asked. They are kept: "

@@ -10,6 +10,8 @@ from efficient_empathy.dialogues.types import Example, Turn
 
 _TURN_ID = re.compile(r"(.+)_turn:\d+", re.DOTALL)
 """The id of an example that was cut from a conversation, see ``dialogues.examples_of``."""
+_GREETING = 40
+"""Characters of a first turn and its answer that say nothing yet, as "Hi" and "Hello! How can I help you?"."""
 _log = logging.getLogger(__name__)
 
 
@@ -58,15 +60,20 @@ def join_conversations(examples: Sequence[Example]) -> list[Example]:
 def conversation_name(example: Example) -> str:
     """The conversation of one example, seen by itself; the same for all that were cut from one conversation.
 
-    Where its row names none: ``X`` of an id ``X_turn:n``, else a hash of the first two turns, which conversations may share that
-    begin alike. ``join_conversations`` is finer, and needs to see all examples together.
+    Where its row names none: ``X`` of an id ``X_turn:n``, else a hash of its beginning: two turns, and more of them while they are
+    no longer than a greeting and its answer. Conversations may share it that begin alike. ``join_conversations`` is finer, and
+    needs to see all examples together.
     """
     if example.dialogue_id != example.id:
         return example.dialogue_id
     if match := _TURN_ID.fullmatch(example.id):
         return match[1]
     said = [turn for turn in (*example.context, Turn("listener", example.response)) if turn.role != "system"]
-    return f"text:{hashlib.sha256(b''.join(_bytes(turn.role, turn.text) for turn in said[:2])).hexdigest()[:16]}"
+    count = 2
+    while count < len(said) and sum(len(turn.text) for turn in said[:count]) <= _GREETING:
+        count += 2
+    beginning = b"".join(_bytes(turn.role, turn.text) for turn in said[:count])
+    return f"text:{hashlib.sha256(beginning).hexdigest()[:16]}"
 
 
 def _beginnings(example: Example) -> Iterator[bytes]:

@@ -16,6 +16,7 @@ _LONGEST = 20_000
 _NUMBER = re.compile(r"^\s*([-+]?\d{1,9})(?:\.0+)?\s*(?:/\s*(\d{1,9}))?\s*$")
 
 _BEFORE_VERDICT = re.compile(r"\A\s*(?:```\w*)?[\s*_`>#-]*")
+_DECODER = json.JSONDecoder()
 _MARKS = r"[\s*_`\"']*"
 # So that "Verdict: A tie" is not read as A.
 _LINE_ENDS = r"[ \t*_`\"'\]).,}]*$"
@@ -41,16 +42,15 @@ def parse_answer(text: str, rubric: "Rubric", cut_off: bool = False) -> Verdict:
         ``not-an-integer`` or ``out-of-range``.
     """
     text = _without_thoughts(text)
-    if cut_off and not _begins_with(text, rubric.names):
-        return Verdict(None, "no-verdict" if text.strip() else "empty-answer")
-    text = text[-_LONGEST:]
-    if cut_off:
-        text = text.rstrip("0123456789")
     if not text.strip():
         return Verdict(None, "empty-answer")
-    candidates = list(_objects(text, rubric.names))
-    lines = {d.name: value for d in rubric.dimensions if (value := _last_line(text, d)) is not None}
-    return _last_valid([lines, *candidates] if lines else candidates, lambda candidate: _scores(candidate, rubric))
+    if cut_off:
+        candidates = _at_start(text.rstrip("0123456789"), {d.name: _number_lines(d.name) for d in rubric.dimensions})
+    else:
+        text = text[-_LONGEST:]
+        lines = {name: found[-1] for name in rubric.names if (found := re.findall(_number_lines(name), text))}
+        candidates = [*([lines] if lines else []), *_objects(text, rubric.names)]
+    return _last_valid(candidates, lambda candidate: _scores(candidate, rubric))
 
 
 def parse_choice(text: str, name: str, offered: str, cut_off: bool = False) -> Verdict:
@@ -69,15 +69,14 @@ def parse_choice(text: str, name: str, offered: str, cut_off: bool = False) -> V
         ``not-offered``.
     """
     text = _without_thoughts(text)
-    if cut_off and not _begins_with(text, [name]):
-        return Verdict(None, "no-verdict" if text.strip() else "empty-answer")
-    text = text[-_LONGEST:]
-    if cut_off:
-        text = text.rstrip(string.ascii_letters)
     if not text.strip():
         return Verdict(None, "empty-answer")
-    lines = re.findall(rf"{_label(name)}\[*([A-Za-z]+){_LINE_ENDS}", text)
-    candidates = [*({name: letter} for letter in lines), *_objects(text, [name])]
+    lines = rf"{_label(name)}\[*([A-Za-z]+){_LINE_ENDS}"
+    if cut_off:
+        candidates = _at_start(text.rstrip(string.ascii_letters), {name: lines})
+    else:
+        text = text[-_LONGEST:]
+        candidates = [*({name: letter} for letter in re.findall(lines, text)), *_objects(text, [name])]
 
     def read(candidate: Mapping[str, Any]) -> Verdict:
         value = candidate[name]
@@ -95,10 +94,20 @@ def _without_thoughts(text: str) -> str:
     return rest if ended else text.partition("<think>")[0]
 
 
-def _begins_with(text: str, names: Iterable[str]) -> bool:
-    """Whether a text starts with a JSON object, or with the label of one of some verdicts."""
+def _at_start(text: str, lines: Mapping[str, str]) -> list[Mapping[str, Any]]:
+    """The verdict that a cut answer begins with, if it does: whatever comes later may be a draft.
+
+    Args:
+        text: the answer.
+        lines: by the name of each field, the pattern of a line that gives it.
+    """
     start = _BEFORE_VERDICT.sub("", text, count=1)
-    return start.startswith("{") or any(re.match(_label(name), start) for name in names)
+    if start.startswith("{"):
+        fields, _ = _object_at(start, 0, lines)
+        return [fields] if fields else []
+    if not any(re.match(pattern, start) for pattern in lines.values()):
+        return []
+    return [{name: found[1] for name, pattern in lines.items() if (found := re.search(pattern, start))}]
 
 
 def _last_valid(candidates: Sequence[Mapping[str, Any]], read: Callable[[Mapping[str, Any]], Verdict]) -> Verdict:
@@ -109,22 +118,26 @@ def _last_valid(candidates: Sequence[Mapping[str, Any]], read: Callable[[Mapping
 
 
 def _objects(text: str, wanted: Iterable[str]) -> Iterator[dict[str, Any]]:
-    names = {name.lower(): name for name in wanted}
-    decoder = json.JSONDecoder()
+    wanted = list(wanted)
     at = text.find("{")
     while at >= 0:
-        end = at + 1
-        try:
-            value, stop = decoder.raw_decode(text, at)
-        except (ValueError, RecursionError):  # not JSON, or a number of more digits than Python reads
-            value = None
-        if isinstance(value, dict):
-            found = {names[key.strip().lower()]: item for key, item in value.items() if key.strip().lower() in names}
-            if found:
-                # What stands inside a verdict is part of it, not another verdict.
-                end = stop
-                yield found
+        found, end = _object_at(text, at, wanted)
+        if found:
+            yield found
         at = text.find("{", end)
+
+
+def _object_at(text: str, at: int, wanted: Iterable[str]) -> tuple[dict[str, Any], int]:
+    """The wanted fields of the JSON object that begins at a place, by their own names, and where to look on."""
+    names = {name.lower(): name for name in wanted}
+    try:
+        value, stop = _DECODER.raw_decode(text, at)
+    except (ValueError, RecursionError):  # not JSON, or a number of more digits than Python reads
+        return {}, at + 1
+    fields = value.items() if isinstance(value, dict) else ()
+    found = {names[key.strip().lower()]: item for key, item in fields if key.strip().lower() in names}
+    # What stands inside a verdict is part of it, not another verdict.
+    return found, stop if found else at + 1
 
 
 def _label(name: str) -> str:
@@ -133,9 +146,8 @@ def _label(name: str) -> str:
     return rf"(?im)(?<!\w){words}{_MARKS}(?:\([^)\n]*\))?{_MARKS}[:=]{_MARKS}"
 
 
-def _last_line(text: str, dimension: "Dimension") -> str | None:
-    found = re.findall(f"{_label(dimension.name)}({_WHOLE_NUMBER}){_NUMBER_ENDS}", text)
-    return found[-1] if found else None
+def _number_lines(name: str) -> str:
+    return f"{_label(name)}({_WHOLE_NUMBER}){_NUMBER_ENDS}"
 
 
 def _scores(values: Mapping[str, Any], rubric: "Rubric") -> Verdict:

@@ -7,7 +7,8 @@ from typing import Any
 
 import orjson
 
-from efficient_empathy.dialogues.types import Turn
+from efficient_empathy.dialogues.types import Example, Turn
+from efficient_empathy.distill.conversations import conversation_name
 from efficient_empathy.errors import EmpathyError
 from efficient_empathy.manifest import (
     check_unchanged,
@@ -81,10 +82,12 @@ def _rows(path: Path) -> Iterator[Answer]:
 
 
 def _answer(row: Mapping[str, Any]) -> Answer:
+    context = tuple(Turn(turn["role"], turn["text"]) for turn in row["context"])
+    asked = Example(row["id"], row["dialogue_id"], len(context), context, row["reference"] or "")
     return Answer(
-        id=row["id"],
-        dialogue_id=row["dialogue_id"],
-        context=tuple(Turn(turn["role"], turn["text"]) for turn in row["context"]),
+        id=asked.id,
+        dialogue_id=conversation_name(asked),
+        context=context,
         reference=row["reference"],
         text=row["answer"],
         cut=row["finish"] == "length",

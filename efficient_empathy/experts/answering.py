@@ -161,11 +161,11 @@ def answer_contexts(
             cut.add(context.id)
     with within_memory("use a smaller --batch-size."):
         decoded = answer(model, prompts, options, progress.add)
+        measured, unmeasured = _references(model, contexts, options.batch_size) if nll else ({}, {})
     answers = {
         prompt.id: {"answer": model.renderer.text(one.tokens), "tokens": len(one.tokens), "finish": one.finish}
         for prompt, one in zip(prompts, decoded, strict=True)
     }
-    measured, unmeasured = _references(model, contexts, options.batch_size) if nll else ({}, {})
     rows = []
     for context in contexts:
         likelihood, count = measured.get(context.id, (None, None))

@@ -25,7 +25,7 @@ class Conversation:
         """Take a turn of the speaker and give the answer piece by piece; a turn counts once its answer is whole.
 
         Raises:
-            RowRefused: the turn leaves no room for an answer.
+            RowRefused: the turn leaves no room for an answer, or the chat template refuses it.
         """
         turns = [*self.turns, Turn("speaker", text)]
         tokens, _ = self._model.renderer.prompt(turns, self._options.max_new_tokens)
@@ -78,8 +78,9 @@ def converse(model: LanguageModel, options: DecodingOptions, lines: Iterable[str
         try:
             for piece in conversation.say(text):
                 write(piece)
-        except RowRefused:
-            write("(too long to be answered; say it shorter)")
+        except RowRefused as error:
+            short = error.reason != "chat-template"
+            write("(too long to be answered; say it shorter)" if short else f"({error}; /reset starts over)")
         else:
             answered += 1
         write("\n")

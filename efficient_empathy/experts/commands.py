@@ -110,7 +110,6 @@ def train_expert_command(
     Loss on the response alone, its end included. Killed and run again, it goes on from its last checkpoint, step for
     step as if it had not been. A subset is only better than another if it beats a control: see --control.
     """
-    from efficient_empathy.experts.fitting import is_first_process
     from efficient_empathy.experts.training import ExpertRequest, prepare, train_expert
 
     request = ExpertRequest(data, out, expert_options(values))
@@ -136,8 +135,8 @@ def train_expert_command(
         click.echo(pretty_json(facts).decode().rstrip() if as_json else _facts_text(facts))
         return
     expert = train_expert(request)
-    if not is_first_process():
-        return
+    if expert is None:
+        return  # another process says it
     click.echo(pretty_json(dataclasses.asdict(expert)).decode().rstrip() if as_json else _expert_text(expert, out))
 
 

@@ -9,7 +9,6 @@ from efficient_empathy.dialogues.paths import shown_path
 from efficient_empathy.dialogues.records import FIELD_PREFIX
 from efficient_empathy.dialogues.types import Example
 from efficient_empathy.distill.choosing import choose_examples
-from efficient_empathy.distill.conversations import conversation_name
 from efficient_empathy.errors import EmpathyError
 
 ContextMode = Literal["auto", "last-turn", "every-turn"]
@@ -94,8 +93,7 @@ def _contexts(inputs: Sequence[str], mode: ContextMode, on_reject: Callable[[Rej
             on_reject(Reject(record.path, record.line, error.reason, error.detail, raw))
             continue
         for example in examples:
-            name = conversation_name(example)
-            yield Context(example.id, name, example.turn, example.context, example.response, place=place)
+            yield Context(example.id, example.dialogue_id, example.turn, example.context, example.response, place=place)
             place += 1
 
 

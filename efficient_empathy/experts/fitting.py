@@ -27,8 +27,8 @@ from efficient_empathy.manifest import canonical_json, sha256_bytes, versions
 
 _log = logging.getLogger(__name__)
 _SMALLER = (
-    "lower --batch-size and raise --accumulate by as much, which trains the same; or try --gradient-checkpointing, a shorter "
-    "--max-length, or --load-in-4bit."
+    "lower --batch-size and raise --accumulate by as much, which trains the same; or try --gradient-checkpointing or "
+    "--load-in-4bit."
 )
 SAVE_SECONDS = 60.0
 """Between the checkpoints that a killed run goes on from."""
@@ -187,21 +187,14 @@ def fit_module(run: Run, prepared: Prepared, module: ResponseModule) -> tuple[Ke
                 # A fresh adapter changes nothing: this is the base.
                 trainer.validate(module, datamodule=data, verbose=False)
                 trainer.fit(module, datamodule=data)
-        if best.figures[-1][0] != trainer.global_step:
-            trainer.validate(module, datamodule=data, verbose=False)
+            if best.figures[-1][0] != trainer.global_step:
+                trainer.validate(module, datamodule=data, verbose=False)
         first = trainer.is_global_zero
     trainer = None
     gc.collect()
     best.restore(module)
     module.model.eval()
     return best, first
-
-
-def is_first_process() -> bool:
-    """Whether this process is the one of a training on several devices that writes, and so says, what came of it."""
-    from lightning.pytorch.utilities import rank_zero_only
-
-    return bool(getattr(rank_zero_only, "rank", 0) == 0)
 
 
 def _key(run: Run, prepared: Prepared) -> str:

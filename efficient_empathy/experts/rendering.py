@@ -12,9 +12,11 @@ from efficient_empathy.manifest import canonical_json, sha256_bytes
 DEFAULT_SYSTEM = "Reply to the speaker in one or two short sentences, as a good listener would."
 """Said before every dialogue, to the untrained base model too, so that it is compared at its best."""
 _FORMAT = 1
-"""Raised when the same turns would give other tokens."""
-_DATED_FORMAT = 2
-"""The same, of templates that ask what day it is: format 1 gave them the day on which they were rendered."""
+"""Raised when the same turns would give other tokens: by 4, for two kinds of templates have had a change of their own."""
+_DATED = 1
+"""More for templates that ask what day it is, which were given the day on which they were rendered."""
+_LISTENER_LATER = 2
+"""More for templates that refuse a listener who begins: later instructions were not joined to the first."""
 _DAY = datetime(2024, 7, 26)
 """What such templates are told, so that their prompts do not change over night: the day that Llama 3.1's own takes unasked."""
 _LEAST_PROMPT = 16
@@ -72,7 +74,9 @@ class Renderer:
         self.pad_id = next(i for i in (tokenizer.pad_token_id, eos, self._end[-1]) if i is not None)
         """Fills short rows; always masked, so which token it is does not matter."""
         template = tokenizer.chat_template if self._has_template else "transcript"
-        template_format = _DATED_FORMAT if "strftime_now" in str(template) else _FORMAT
+        template_format = (
+            _FORMAT + _DATED * ("strftime_now" in str(template)) + _LISTENER_LATER * (not self._listener_first)
+        )
         self.template_hash = sha256_bytes(canonical_json([template_format, template, system]))
         """Names this way of rendering in every manifest."""
 
@@ -94,7 +98,7 @@ class Renderer:
             room: tokens to leave free for the answer.
 
         Raises:
-            RowRefused: not even the last turn's end fits, or the template leaves nothing of the context.
+            RowRefused: not even the last turn's end fits, or the template leaves nothing of the context or refuses it.
         """
         limit = self.max_tokens - room
         if limit < _LEAST_PROMPT:

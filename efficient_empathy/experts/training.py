@@ -42,7 +42,7 @@ class ExpertRequest:
     """Seconds between the checkpoints that a killed run goes on from."""
 
 
-def train_expert(request: ExpertRequest) -> Expert:
+def train_expert(request: ExpertRequest) -> Expert | None:
     """Train an adapter and write its folder.
 
     Run again after a kill, it goes on from the last checkpoint, step for step as if it had not been killed.
@@ -65,7 +65,7 @@ def train_expert(request: ExpertRequest) -> Expert:
         result=result_facts(prepared, module, best),
     )
     if not first:
-        return expert  # another device's process writes it
+        return None  # another device's process writes it
     write_expert(module.model, expert, expert_card(expert, request.out.name), request.out, run.work / LOG_FILE)
     shutil.rmtree(run.work)
     return expert

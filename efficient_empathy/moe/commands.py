@@ -97,7 +97,6 @@ def train_moe_command(
     Base and experts stay as they are, bit for bit. Killed and run again, it goes on from its last checkpoint. It says
     whether the router learnt to tell the subsets apart.
     """
-    from efficient_empathy.experts.fitting import is_first_process
     from efficient_empathy.moe.training import MixtureRequest, facts, prepare_mixture, train_mixture
 
     request = MixtureRequest(experts, data, out, mixture_options(values))
@@ -108,8 +107,8 @@ def train_moe_command(
         )
         return
     mixture = train_mixture(request)
-    if not is_first_process():
-        return
+    if mixture is None:
+        return  # another process says it
     click.echo(_json(dataclasses.asdict(mixture)) if as_json else _text(dataclasses.asdict(mixture), out))
 
 

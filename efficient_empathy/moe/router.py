@@ -152,7 +152,7 @@ def attach(model: Any, adapters: Sequence[Adapter], options: RouterOptions) -> R
     modules = dict(model.named_modules())
     if missing := [name for name in names if name not in modules]:
         raise EmpathyError(f"the base has no '{missing[0]}', which the experts adapt: it is another model.")
-    if beside := [name for name in names if name in linears_beside_text(model)]:
+    if beside := sorted(set(names) & set(linears_beside_text(model))):
         raise EmpathyError(
             f"the experts adapt '{beside[0]}', which never sees text: train them again with this version, which leaves it out."
         )

@@ -68,7 +68,7 @@ class PreparedMixture:
     """Share of the conversations that nothing was trained on."""
 
 
-def train_mixture(request: MixtureRequest) -> Mixture:
+def train_mixture(request: MixtureRequest) -> Mixture | None:
     """Train a router over experts and write the mixture's folder.
 
     Run again after a kill, it goes on from the last checkpoint, step for step as if it had not been killed.
@@ -100,7 +100,7 @@ def train_mixture(request: MixtureRequest) -> Mixture:
         routing=asdict(routing),
     )
     if not first:
-        return mixture  # another device's process writes it
+        return None  # another device's process writes it
     card = mixture_card(mixture, request.out.name)
     write_mixture(router, mixture, prepared.adapters, card, request.out, run.work / LOG_FILE)
     shutil.rmtree(run.work)

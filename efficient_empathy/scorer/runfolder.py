@@ -12,7 +12,7 @@ from typing import Any
 
 import orjson
 
-from efficient_empathy.dialogues.files import file_size, find_files
+from efficient_empathy.dialogues.files import file_size, find_files, forget_sizes
 from efficient_empathy.dialogues.paths import is_url, kept_name, shown_path
 from efficient_empathy.environment import usable_cores
 from efficient_empathy.errors import EmpathyError
@@ -200,11 +200,15 @@ def noted_inputs(paths: Sequence[str]) -> list[dict[str, Any]]:
 
 def changed_input(inputs: Sequence[Mapping[str, Any]]) -> str | None:
     """The first input file that is no longer as it was when the run began; None when all are. Of a URL the size is compared."""
+    urls = [record for record in inputs if is_url(record["path"]) and record.get("bytes") is not None]
+    forget_sizes(record["path"] for record in urls)
+    with ThreadPoolExecutor(usable_cores()) as threads:
+        sizes = threads.map(lambda record: file_size(record["path"]), urls)
+        for record, size in zip(urls, sizes, strict=True):
+            if size != record["bytes"]:
+                return shown_path(record["path"])
     for record in inputs:
         if record["mtime_ns"] is None:
-            size = record.get("bytes")
-            if is_url(record["path"]) and size is not None and file_size(record["path"], asked_anew=True) != size:
-                return shown_path(record["path"])
             continue
         path = Path(record["path"])
         if not path.is_file() or (path.stat().st_size, path.stat().st_mtime_ns) != (

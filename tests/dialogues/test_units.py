@@ -115,6 +115,8 @@ def test_links_to_folders_are_named(tmp_path, caplog):
 
 def test_links_to_files_that_are_not_there_are_said(tmp_path):
     (tmp_path / "a.jsonl").write_bytes(ROW)
+    (tmp_path / "README").symlink_to(tmp_path / "pruned" / "README")
+    assert len(find_files([str(tmp_path / "[aR]*")])) == 1  # no file of data: it would not be read in any case
     for name in ("b", "c"):
         (tmp_path / f"{name}.jsonl").symlink_to(tmp_path / "pruned" / name)
     with pytest.raises(EmpathyError, match=r"[bc]\.jsonl' is a link to a file that is not there, and 1 more of"):

@@ -9,6 +9,8 @@ from efficient_empathy.distill.conversations import conversation_name, join_conv
 from efficient_empathy.distill.labels import load_labelled
 from efficient_empathy.distill.rubric import Rubric
 
+SAD = "Oh no, how did that happen to the poor thing?"
+
 
 def pair(own: str, *texts: str, conversation: str | None = None) -> Example:
     """An example whose turns alternate; the last is the response."""
@@ -95,7 +97,13 @@ def test_labelled_pairs_without_a_conversation_are_split_as_one(tmp_path):
 def test_one_example_by_itself_tells_its_conversation():
     assert conversation_name(pair("X_turn:1", "a", "b", conversation="c")) == "c"
     assert conversation_name(pair("X_turn:3", "a", "b")) == "X"
-    first, third = pair("p", "My dog died.", "Oh no."), pair("k", "My dog died.", "Oh no.", "Yes.", "So sorry.")
+    first, third = pair("p", "My dog died.", SAD), pair("k", "My dog died.", SAD, "Yes.", "So sorry.")
     told = Example("s", "s", 3, (Turn("system", "Be kind."), *third.context), third.response)
     assert len({conversation_name(example) for example in (first, third, told)}) == 1
-    assert conversation_name(pair("q", "My dog died.", "Poor you.")) != conversation_name(first)
+    assert conversation_name(pair("q", "My dog died.", "Poor you, what happened then?")) != conversation_name(first)
+    # What begins with a greeting alone is told apart by what follows it.
+    hello = ("Hi", "Hello! How can I help?")
+    one, other = (pair(own, *hello, text, "I see.") for own, text in (("r", "My dog died."), ("s", "I passed!")))
+    assert conversation_name(one) != conversation_name(other)
+    longer = pair("t", *hello, "My dog died.", "I see.", "Yes.", "So sorry.")
+    assert conversation_name(longer) == conversation_name(one)

@@ -76,10 +76,10 @@ def test_exits_1_when_nothing_could_be_scored(pool, judge_server, reply, monkeyp
     monkeypatch.delenv("OPENAI_API_KEY", raising=False)
     judge_server.behave = lambda request, times: reply(content="no")
     arguments = ["--dialogues", str(pool), "-o", str(pool.parent / "l.jsonl"), "--judge", "openai:m", "--json"]
-    arguments += ["--budget", "12"]
+    arguments += ["--budget", "20"]
     done = CliRunner().invoke(label_command, [*arguments, "--base-url", judge_server.url], catch_exceptions=False)
     assert done.exit_code == 1
-    assert json.loads(done.stdout)["unscored"] == {"no-verdict": 12}
+    assert json.loads(done.stdout)["unscored"] == {"no-verdict": 20}
     judge_server.behave = lambda request, times: reply()
     again = [*arguments, "--base-url", judge_server.url, "--retry-unscored"]
     assert CliRunner().invoke(label_command, again, catch_exceptions=False).exit_code == 0

@@ -61,7 +61,7 @@ def test_leaves_unscored_what_is_no_verdict(text, reason):
 def test_a_number_at_the_end_of_a_cut_answer_may_lack_digits():
     text = '{"sensibility": 8, "rationality": 1'
     assert parse_answer(text, RUBRIC) == ({"sensibility": 8, "rationality": 1}, None)
-    assert parse_answer(text, RUBRIC, cut_off=True) == (None, "missing-dimension")
+    assert parse_answer(text, RUBRIC, cut_off=True) == (None, "no-verdict")
     assert parse_answer(text + "0}", RUBRIC, cut_off=True) == ({"sensibility": 8, "rationality": 10}, None)
 
 
@@ -79,7 +79,14 @@ def test_a_cut_answer_that_begins_with_its_verdict_has_one():
     for start in ("", "```json\n", "<think>hm</think>\n\n"):
         text = f'{start}{{"sensibility": 8, "rationality": 5}}\nSince they'
         assert parse_answer(text, RUBRIC, cut_off=True) == (S8R5, None)
-    assert parse_answer("**Sensibility**: 8\n**Rationality**: 5\nSince", RUBRIC, cut_off=True) == (S8R5, None)
+    lines = "**Sensibility**: 8\n**Rationality**: 5\nSince"
+    assert parse_answer(lines, RUBRIC, cut_off=True) == (S8R5, None)
+    # What comes after it is a draft of another.
+    assert parse_answer(f"{lines} {DRAFT}\nSensibility: 1", RUBRIC, cut_off=True) == (S8R5, None)
+    assert parse_answer(f'{{"sensibility": 8, "rationality": 5}} {DRAFT} or', RUBRIC, cut_off=True) == (S8R5, None)
+    assert parse_answer(f"{{let me see}} {DRAFT}, or", RUBRIC, cut_off=True) == (None, "no-verdict")
+    assert parse_answer("Sensibility: 8\nthen", RUBRIC, cut_off=True) == (None, "missing-dimension")
+    assert parse_choice("Verdict: A\nor\nVerdict: B\nas", "verdict", "ABC", cut_off=True).scores["A"] == 1
 
 
 def test_thoughts_are_no_verdict():

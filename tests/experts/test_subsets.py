@@ -26,7 +26,7 @@ def test_the_subset_without_the_held_out_conversations(subsets):
 def test_turns_of_one_conversation_that_no_row_names_are_on_one_side(tmp_path):
     rows = []
     for index in range(100):
-        start = [f"my dog lost {index}", "so sorry"]
+        start = [f"my dog lost {index}", "so sorry that your dog was lost"]
         rows.append({"id": f"a{index}", "context": start[:1], "response": start[1]})
         rows.append({"id": f"b{index}", "context": [*start, "why"], "response": "who knows"})
     path = tmp_path / "rows.jsonl"

@@ -1,5 +1,6 @@
 """Ray Data: ``score_dataset`` adds a scorer's fields to the rows of a data set, in a pool of actors."""
 
+import logging
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,8 @@ from efficient_empathy.scorer.adapters.rows import RowOptions, RowScorer, is_rea
 from efficient_empathy.scorer.ray_options import RayOptions
 from efficient_empathy.scorer.ray_scorer import ShippedScorer, ship_scorer
 from efficient_empathy.scorer.scorer import Scorer
+
+_log = logging.getLogger(__name__)
 
 
 def score_dataset(
@@ -84,6 +87,8 @@ class _ScoresBatches:
         others = dict.fromkeys(name for name in table.column_names if name not in read)
         rows = table.select(read).to_pylist() if read else [{}] * table.num_rows
         rated = self._rows.rate([{**row, **others} for row in rows])
+        if self._rows.dropped:
+            _log.warning("bad rows left out so far in this actor, by reason: %s", self._rows.dropped)
         kept = [name for name in table.column_names if not name.startswith(FIELD_PREFIX)]
         found = table.select(kept).take(pa.array(rated.rows, pa.int64()))
         for name, values in rated.columns.items():

@@ -29,7 +29,8 @@ class Sharding:
     """How many these are; None as with ``rank``."""
     by_source: bool | None = None
     """True: the source gives each worker and rank its own rows already. False: it gives all rows to everyone, and every n-th is
-    taken here. None knows for lists, map-style data sets, callables and Hugging Face data sets; it refuses to guess for others."""
+    taken here. None knows for lists, map-style data sets and Hugging Face data sets, and what functions make of these or yield; it
+    refuses to guess for others."""
     chunk: int = 1000
     """Rows that are scored at a time: more give less padding, fewer a first row sooner."""
 
