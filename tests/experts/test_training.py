@@ -336,6 +336,7 @@ def test_only_the_first_process_of_several_says_what_came_of_it(subsets, tiny_lm
 
     monkeypatch.setattr("efficient_empathy.experts.training.fit_module", fit)
     wanted = ["--data", str(subsets / "sensibility"), "--base", str(tiny_lm), "--max-length", "128", "--max-steps", "1"]
+    wanted += ["--holdout", "0.2"]
     done = CliRunner().invoke(
         train_expert_command, [*wanted, "-o", str(tmp_path / "e"), "--json"], catch_exceptions=False
     )
