@@ -258,18 +258,9 @@ def ask_all(
                 at_once = interview.judge.concurrency
                 report(outcome)
             if in_a_row >= _GIVE_UP_AFTER:
-                reason = next(reversed(outcome.failures.values()))
-                raise EmpathyError(
-                    f"the last {in_a_row} questions got no answer ({reason}), so the rest were not asked. "
-                    f"What was answered is kept: run the same command again when {_MENDED_WHEN.get(reason, 'the judge is well')}."
-                )
+                raise _no_answers(in_a_row, outcome)
             if unread >= _GIVE_UP_AFTER and not readable and following is not None:
-                why = str(next(reversed(outcome.answers.values())).answer.reason)
-                raise EmpathyError(
-                    f"none of the first {unread} answers could be read ({why}), so the rest were not asked. They are kept: "
-                    f"{_READABLE_WITH.get(why, 'look at them in the store, or choose another judge')}, and run again with "
-                    "--retry-unscored."
-                )
+                raise _nothing_readable(unread, outcome)
         finished = True
     finally:
         if not finished:
@@ -277,6 +268,23 @@ def ask_all(
         # Answers under way are paid for: they are waited for and kept.
         executor.shutdown(wait=True, cancel_futures=True)
         outcome.unbilled += purse.lost
+
+
+def _no_answers(count: int, outcome: Outcome) -> EmpathyError:
+    reason = next(reversed(outcome.failures.values()))
+    return EmpathyError(
+        f"the last {count} questions got no answer ({reason}), so the rest were not asked. "
+        f"What was answered is kept: run the same command again when {_MENDED_WHEN.get(reason, 'the judge is well')}."
+    )
+
+
+def _nothing_readable(count: int, outcome: Outcome) -> EmpathyError:
+    reason = str(next(reversed(outcome.answers.values())).answer.reason)
+    return EmpathyError(
+        f"none of the first {count} answers could be read ({reason}), so the rest were not asked. They are kept: "
+        f"{_READABLE_WITH.get(reason, 'look at them in the store, or choose another judge')}, and run again with "
+        "--retry-unscored."
+    )
 
 
 def _settle(future: Future[StoredAnswer], subject: SubjectT, outcome: Outcome) -> bool:

@@ -124,7 +124,9 @@ def plan_rows(chosen: Chosen, renderer: Renderer, options: TrainingOptions) -> P
     train = Rows.render(chosen.train, renderer)
     held_out = Rows.render(some(chosen.held_out, options.validation_examples), renderer)
     if not train.rows or not held_out.rows:
-        side = "train on" if not train.rows else "measure on: raise --holdout, or name the rows' conversations (conv_id)"
+        side = (
+            "train on" if not train.rows else "measure on: raise --holdout, or name the rows' conversations (conv_id)"
+        )
         raise EmpathyError(
             f"of {len(chosen.train)} examples and {len(chosen.held_out)} held out none is left to {side} "
             f"(refused: {train.refused or held_out.refused or 'none'})."

@@ -21,7 +21,14 @@ from efficient_empathy.scorer.job import Job, RatesExamples, Route, check_scorer
 from efficient_empathy.scorer.outputs import writing
 from efficient_empathy.scorer.progress import Progress, Quiet
 from efficient_empathy.scorer.rating import rate_unit
-from efficient_empathy.scorer.results import UnitResult, add_up, most_common_reject, progress_counts, read_result
+from efficient_empathy.scorer.results import (
+    UnitResult,
+    add_up,
+    most_common_reject,
+    progress_counts,
+    read_result,
+    versions_of,
+)
 from efficient_empathy.scorer.workers import WorkerPlan, plan_workers, rate_in_processes
 
 _ENGINE = 4
@@ -258,20 +265,11 @@ def _finish(
         "policy": plan["policy"],
         "options": {**plan["options"], "max_rejected": job.max_rejected},
         **totals,
-        "versions": _versions(results),
+        "versions": versions_of(results),
     }
     runfolder.remove_leftovers(job.out)
     write_manifest(job.out, "scored" if route is None else "subsets", body, files)
     return read_manifest(job.out)
-
-
-def _versions(results: Sequence[UnitResult]) -> dict[str, str]:
-    """What the units were written with: of a run that went on after an upgrade, each version."""
-    found: dict[str, set[str]] = {}
-    for result in results:
-        for name, version in result.versions.items():
-            found.setdefault(name, set()).add(version)
-    return {name: ", ".join(sorted(some)) for name, some in sorted(found.items())}
 
 
 def _write_run_facts(

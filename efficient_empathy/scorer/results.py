@@ -134,6 +134,15 @@ def _means(count: int, sums: np.ndarray, names: list[str]) -> dict[str, float | 
     return {name: round(float(value) / count, 4) if count else None for name, value in zip(names, sums, strict=True)}
 
 
+def versions_of(results: Iterable[UnitResult]) -> dict[str, str]:
+    """What the units were written with: of a run that went on after an upgrade, each version."""
+    found: dict[str, set[str]] = {}
+    for result in results:
+        for name, version in result.versions.items():
+            found.setdefault(name, set()).add(version)
+    return {name: ", ".join(sorted(some)) for name, some in sorted(found.items())}
+
+
 def most_common_reject(results: Iterable[UnitResult]) -> tuple[str, int, str]:
     """The reason met most often, how often, and where first as ``file:line``."""
     counts: Counter[str] = Counter()

@@ -11,8 +11,6 @@ import sys
 from pathlib import Path
 
 import pytest
-from tiny_hybrids import make_multimodal
-from tiny_words import make_tokenizer
 
 torch = pytest.importorskip("torch", reason="torch is part of the experts extra")
 pytest.importorskip("peft", reason="peft is part of the experts extra")
@@ -99,6 +97,9 @@ def frozen(model):
 @pytest.fixture(scope="module")
 def multimodal(make_expert, tmp_path_factory):
     """Two experts of a base with an image tower."""
+    from tiny_hybrids import make_multimodal  # here, since a process of its own imports this module for `request` alone
+    from tiny_words import make_tokenizer
+
     folder = tmp_path_factory.mktemp("multimodal")
     make_multimodal().save_pretrained(folder / "base", safe_serialization=True)
     make_tokenizer().save_pretrained(folder / "base")
