@@ -5,7 +5,7 @@ from typing import Any
 import click
 
 from efficient_empathy.environment import PACKAGE, environment, problems
-from efficient_empathy.manifest import pretty_json
+from efficient_empathy.manifest import json_text
 
 
 def _environment_text(facts: dict[str, Any]) -> str:
@@ -57,7 +57,7 @@ def doctor_command(check_backbone: bool, as_json: bool) -> None:
     broken = problems(check_backbone)
     facts = {**environment(), "problems": broken}
     if as_json:
-        click.echo(pretty_json(facts).decode().rstrip())
+        click.echo(json_text(facts))
     else:
         click.echo(_environment_text(facts))
         click.echo()

@@ -50,6 +50,11 @@ def pretty_json(value: Any) -> bytes:
     return orjson.dumps(value, option=orjson.OPT_INDENT_2 | orjson.OPT_SERIALIZE_NUMPY | orjson.OPT_APPEND_NEWLINE)
 
 
+def json_text(value: Any) -> str:
+    """``pretty_json`` for a terminal, which ends the line itself."""
+    return pretty_json(value).decode().rstrip()
+
+
 @contextlib.contextmanager
 def atomic_open(path: Path) -> Iterator[BinaryIO]:
     """Open a file for writing under a temporary name; it takes its own name, flushed to disk, only if the block succeeds.
@@ -259,10 +264,14 @@ def changed_files(folder: Path, under: str = "") -> list[str]:
         folder: with a manifest.
         under: only files whose path begins so.
     """
+    files = read_manifest(folder)["files"]
+    return differing_files(folder, {name: digest for name, digest in files.items() if name.startswith(under)})
+
+
+def differing_files(folder: Path, files: Mapping[str, str]) -> list[str]:
+    """One sentence for each of some files, SHA-256 by name relative to a folder, that is missing or has another hash."""
     problems = []
-    for name, expected in read_manifest(folder)["files"].items():
-        if not name.startswith(under):
-            continue
+    for name, expected in files.items():
         path = Path(folder) / name
         if not path.is_file():
             problems.append(f"'{name}' is missing")

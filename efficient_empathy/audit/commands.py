@@ -7,7 +7,7 @@ import click
 from efficient_empathy.audit.explaining import as_dict, explain
 from efficient_empathy.audit.explaining import describe as explained
 from efficient_empathy.audit.verifying import describe, verify
-from efficient_empathy.manifest import pretty_json
+from efficient_empathy.manifest import json_text
 
 _search_option = click.option(
     "--search",
@@ -30,7 +30,7 @@ def verify_command(folders: tuple[Path, ...], deep: bool, search: tuple[Path, ..
     """
     results = [verify(folder, deep, search) for folder in folders]
     if as_json:
-        click.echo(pretty_json([result.as_dict() for result in results]).decode().rstrip())
+        click.echo(json_text([result.as_dict() for result in results]))
     else:
         for result in results:
             for line in describe(result).splitlines():
@@ -53,4 +53,4 @@ def explain_command(name: str, folder: Path, search: tuple[Path, ...], as_json: 
     FILE:LINE.
     """
     found, scorer = explain(folder, name, search)
-    click.echo(pretty_json(as_dict(found, scorer)).decode().rstrip() if as_json else explained(found, scorer))
+    click.echo(json_text(as_dict(found, scorer)) if as_json else explained(found, scorer))

@@ -13,6 +13,7 @@ from efficient_empathy.manifest import (
     MANIFEST,
     ORIGIN,
     changed_files,
+    differing_files,
     manifest_digest,
     read_manifest,
     read_manifest_file,
@@ -91,7 +92,7 @@ def check_files(folder: Folder) -> FileCheck:
     """Compare every file with its hash, and look for files that the manifest does not know."""
     vouched = folder.manifest["files"]
     if folder.kind == LABELS:
-        problems = [problem for name in vouched if (problem := _label_problem(folder, name))]
+        problems = differing_files(folder.root, vouched)
         store = beside_labels(folder.path, ".sqlite")
         return FileCheck(problems, [], {store.name: "every answer of the judge"} if store.is_file() else {})
     unknown, beside = [], {}
@@ -109,17 +110,6 @@ def check_files(folder: Folder) -> FileCheck:
         else:
             unknown.append(name)
     return FileCheck(changed_files(folder.root), unknown, beside)
-
-
-def _label_problem(folder: Folder, name: str) -> str | None:
-    path = folder.root / name
-    if not path.is_file():
-        return f"'{name}' is missing"
-    expected = folder.manifest["files"][name]
-    found = sha256_file(path)
-    if found == expected:
-        return None
-    return f"'{name}' has changed: SHA-256 is {found[:12]}…, the manifest says {expected[:12]}…"
 
 
 def _names(root: Path) -> Iterator[str]:

@@ -9,22 +9,10 @@ from pathlib import Path
 from typing import Generic
 
 from efficient_empathy.distill.judges import Answer, Judge, NoAnswerError, Usage
+from efficient_empathy.distill.patience import Patience
 from efficient_empathy.distill.pricing import Price, Purse, bound_usage, estimate_usage
 from efficient_empathy.distill.questions import Criteria, SubjectT
 from efficient_empathy.distill.store import LabelStore, StoredAnswer, answer_key
-from efficient_empathy.errors import EmpathyError
-
-# So many questions in a row without an answer: the server is down, and the rest would only wait.
-_GIVE_UP_AFTER = 20
-
-_MENDED_WHEN = {"http-403": "the key may be used for this model"}
-"""What must be mended, by the reason for which no answer came."""
-
-_READABLE_WITH = {
-    "cut-off": "raise --max-tokens, which thoughts count to",
-    "empty-answer": "raise --max-tokens, which thoughts count to",
-}
-"""What may help, by the reason for which no answer could be read."""
 
 _logger = logging.getLogger(__name__)
 
@@ -229,8 +217,7 @@ def ask_all(
     following = next(waiting, None)
     purse = Purse(interview.max_usd, outcome.spent + outcome.unbilled)
     reserved: dict[Future[StoredAnswer], tuple[SubjectT, float]] = {}
-    in_a_row = unread = 0
-    readable = any(stored.answer.scores is not None for stored in outcome.answers.values())
+    patience = Patience(any(stored.answer.scores is not None for stored in outcome.answers.values()))
     # That a model thinks first, and so costs more, shows with its first answer: until then one question is under way.
     at_once = interview.judge.concurrency if interview.max_usd is None else 1
     finished = False
@@ -250,17 +237,11 @@ def ask_all(
             for future in wait(reserved, return_when=FIRST_COMPLETED).done:
                 subject, bound = reserved.pop(future)
                 before = outcome.spent
-                in_a_row = 0 if _settle(future, subject, outcome) else in_a_row + 1
-                if (stored := outcome.answers.get(subject.digest)) is not None:
-                    readable = readable or stored.answer.scores is not None
-                    unread += 1
+                _settle(future, subject, outcome, patience)
                 purse.give_back(bound - (outcome.spent - before))
                 at_once = interview.judge.concurrency
                 report(outcome)
-            if in_a_row >= _GIVE_UP_AFTER:
-                raise _no_answers(in_a_row, outcome)
-            if unread >= _GIVE_UP_AFTER and not readable and following is not None:
-                raise _nothing_readable(unread, outcome)
+            patience.check(is_more=following is not None)
         finished = True
     finally:
         if not finished:
@@ -270,32 +251,16 @@ def ask_all(
         outcome.unbilled += purse.lost
 
 
-def _no_answers(count: int, outcome: Outcome) -> EmpathyError:
-    reason = next(reversed(outcome.failures.values()))
-    return EmpathyError(
-        f"the last {count} questions got no answer ({reason}), so the rest were not asked. "
-        f"What was answered is kept: run the same command again when {_MENDED_WHEN.get(reason, 'the judge is well')}."
-    )
-
-
-def _nothing_readable(count: int, outcome: Outcome) -> EmpathyError:
-    reason = str(next(reversed(outcome.answers.values())).answer.reason)
-    return EmpathyError(
-        f"none of the first {count} answers could be read ({reason}), so the rest were not asked. They are kept: "
-        f"{_READABLE_WITH.get(reason, 'look at them in the store, or choose another judge')}, and run again with "
-        "--retry-unscored."
-    )
-
-
-def _settle(future: Future[StoredAnswer], subject: SubjectT, outcome: Outcome) -> bool:
-    """Note what became of a question; False where the judge seems to be down."""
+def _settle(future: Future[StoredAnswer], subject: SubjectT, outcome: Outcome, patience: Patience) -> None:
+    """Note what became of a question."""
     try:
         stored = future.result()
     except NoAnswerError as error:
         _logger.info("no answer for %s: %s", subject.id, error)
         outcome.failures[subject.digest] = error.reason
         # What a judge that has answered others refuses is the question's fault, and would be refused by every later run, too.
-        return error.refused and bool(outcome.answers)
+        patience.unanswered(error.reason, is_judge_s_fault=not (error.refused and outcome.answers))
+        return
     outcome.answers[subject.digest] = stored
     outcome.spent += stored.usd or 0.0
-    return True
+    patience.answered(stored.answer)

@@ -14,7 +14,7 @@ from efficient_empathy.distill.labelling import label, plan_labels
 from efficient_empathy.distill.options import JudgeOptions
 from efficient_empathy.distill.settings import DEFAULT_BACKBONE, EFFORTS, DistillOptions, FastOptions, TrainingOptions
 from efficient_empathy.errors import EmpathyError
-from efficient_empathy.manifest import pretty_json
+from efficient_empathy.manifest import json_text
 from efficient_empathy.output_path import OutputPath
 from efficient_empathy.selection.report import report
 
@@ -68,7 +68,7 @@ def label_command(
 
 def _json(result: Any) -> str:
     fields = {name: str(v) if isinstance(v, Path) else v for name, v in dataclasses.asdict(result).items()}
-    return pretty_json(fields).decode().rstrip()
+    return json_text(fields)
 
 
 def _plan_text(plan: LabelPlan, judging: JudgeOptions) -> str:
@@ -193,7 +193,7 @@ def distill_command(**values: Any) -> None:
     with judging_progress(quiet=request.judging is None) as progress:
         distill_from_files(request, progress)
     text, facts = report(request.out)
-    click.echo(pretty_json(facts).decode().rstrip() if values["as_json"] else text)
+    click.echo(json_text(facts) if values["as_json"] else text)
 
 
 def _distill_options(values: dict[str, Any]) -> DistillOptions:

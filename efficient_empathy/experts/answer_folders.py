@@ -10,11 +10,7 @@ import orjson
 from efficient_empathy.dialogues.types import Example, Turn
 from efficient_empathy.distill.conversations import conversation_name
 from efficient_empathy.errors import EmpathyError
-from efficient_empathy.manifest import (
-    check_unchanged,
-    manifest_digest,
-    read_manifest,
-)
+from efficient_empathy.manifest import check_unchanged, manifest_digest, read_manifest
 
 KIND = "answers"
 ANSWERS_FILE = "answers.jsonl"

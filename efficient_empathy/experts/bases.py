@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from efficient_empathy.distill.local_backends import LocalModel
-from efficient_empathy.environment import cache_folder
+from efficient_empathy.environment import cache_folder, computes_bf16
 from efficient_empathy.errors import EmpathyError, require
 
 _log = logging.getLogger(__name__)
@@ -125,8 +125,7 @@ def _dtype(cuda: bool) -> Any:
     """Type of the weights: bf16 on GPUs that have instructions for it; on others torch computes it in fp32, by converting."""
     import torch
 
-    half = cuda and torch.cuda.is_bf16_supported(including_emulation=False)
-    return torch.bfloat16 if half else torch.float32
+    return torch.bfloat16 if cuda and computes_bf16(torch, "cuda") else torch.float32
 
 
 def _unpacked(base: Base) -> Path:

@@ -16,7 +16,7 @@ from efficient_empathy.experts.options import (
     LoraOptions,
 )
 from efficient_empathy.experts.rendering import Renderer
-from efficient_empathy.manifest import pretty_json
+from efficient_empathy.manifest import json_text
 from efficient_empathy.output_path import OutputPath
 
 _Function = TypeVar("_Function", bound=Callable[..., Any])
@@ -132,12 +132,12 @@ def train_expert_command(
             "steps": prepared.steps,
             "tokens": tokens,
         }
-        click.echo(pretty_json(facts).decode().rstrip() if as_json else _facts_text(facts))
+        click.echo(json_text(facts) if as_json else _facts_text(facts))
         return
     expert = train_expert(request)
     if expert is None:
         return  # another process says it
-    click.echo(pretty_json(dataclasses.asdict(expert)).decode().rstrip() if as_json else _expert_text(expert, out))
+    click.echo(json_text(dataclasses.asdict(expert)) if as_json else _expert_text(expert, out))
 
 
 def expert_options(values: dict[str, Any]) -> ExpertOptions:

@@ -10,7 +10,7 @@ from efficient_empathy.experts.evaluation_files import PAIRWISE, as_dict, evalua
 from efficient_empathy.experts.pairwise_options import PairwiseOptions, pairwise_options
 from efficient_empathy.experts.pairwise_report import pairwise_section
 from efficient_empathy.experts.tables import text_report
-from efficient_empathy.manifest import pretty_json
+from efficient_empathy.manifest import json_text
 from efficient_empathy.output_path import OutputPath
 
 
@@ -70,4 +70,4 @@ def evaluate_command(
             pairs = out / PAIRWISE
             section = pairwise_section(evaluation.folders, pairing, pairs, evaluation.baseline, dry_run, progress)
         text, facts = f"{text}\n\n{section.text}", {**facts, "pairwise": section.facts}
-    click.echo(pretty_json(facts).decode().rstrip() if as_json else text)
+    click.echo(json_text(facts) if as_json else text)

@@ -12,7 +12,7 @@ from efficient_empathy.experts.bases import DEFAULT_BASE
 from efficient_empathy.experts.contexts import CONTEXT_MODES, ContextOptions
 from efficient_empathy.experts.decoding_options import DecodingOptions
 from efficient_empathy.experts.rendering import DEFAULT_SYSTEM
-from efficient_empathy.manifest import MANIFEST, pretty_json
+from efficient_empathy.manifest import MANIFEST, json_text
 from efficient_empathy.output_path import OutputPath
 
 if TYPE_CHECKING:
@@ -86,7 +86,7 @@ def generate_command(**values: Any) -> None:
     job = _job(values, decoding)
     if values["dry_run"]:
         counts = count_contexts(job)
-        click.echo(_json(counts) if values["as_json"] else _lines(counts))
+        click.echo(json_text(counts) if values["as_json"] else _lines(counts))
         return
     model = _load(values)
     if values["show_gates"]:
@@ -96,7 +96,7 @@ def generate_command(**values: Any) -> None:
     outcome = write_answers(job, model)
     if outcome.already_done:
         click.echo(f"Already done: '{job.out}' holds the finished result of this very run.", err=True)
-    click.echo(_json(outcome.manifest) if values["as_json"] else _summary(outcome, job.out))
+    click.echo(json_text(outcome.manifest) if values["as_json"] else _summary(outcome, job.out))
     if values["show_gates"]:
         _show_gates(model, job.out)
 
@@ -183,10 +183,6 @@ def _typed() -> Iterator[str]:
         except (EOFError, KeyboardInterrupt):
             click.echo()
             return
-
-
-def _json(facts: dict[str, Any]) -> str:
-    return pretty_json(facts).decode().rstrip()
 
 
 def _lines(facts: dict[str, Any]) -> str:

@@ -47,6 +47,9 @@ def train_expert(request: ExpertRequest) -> Expert | None:
 
     Run again after a kill, it goes on from the last checkpoint, step for step as if it had not been killed.
 
+    Returns:
+        What the folder says of the expert; None in all but one of the processes of several devices.
+
     Raises:
         EmpathyError: the folder exists already, there is nothing to train on, the base cannot be loaded, or it reads fewer tokens
             than an example may have.

@@ -7,7 +7,7 @@ import click
 
 from efficient_empathy.hub.pulling import pull
 from efficient_empathy.hub.pushing import plan_push, push
-from efficient_empathy.manifest import pretty_json
+from efficient_empathy.manifest import json_text
 from efficient_empathy.output_path import OutputPath
 
 
@@ -25,7 +25,7 @@ def push_command(folder: Path, repo: str, private: bool, revision: str | None, d
     """
     done = plan_push(folder, repo, revision) if dry_run else push(folder, repo, private, revision)
     if as_json:
-        click.echo(pretty_json(asdict(done)).decode().rstrip())
+        click.echo(json_text(asdict(done)))
         return
     for name, size in done.files.items():
         click.echo(f"{size:>13,}  {name}")
@@ -51,6 +51,6 @@ def pull_command(repo: str, out: Path, revision: str | None, as_json: bool) -> N
     """
     done = pull(repo, out, revision)
     if as_json:
-        click.echo(pretty_json(asdict(done)).decode().rstrip())
+        click.echo(json_text(asdict(done)))
         return
     click.echo(f"{out}: {done.files} files of a {done.kind}, as they were written; {repo}@{done.origin.commit}")

@@ -9,7 +9,7 @@ import click
 from efficient_empathy.errors import EmpathyError
 from efficient_empathy.experts.commands import built, field_option, training_options
 from efficient_empathy.experts.options import DeviceOptions
-from efficient_empathy.manifest import pretty_json
+from efficient_empathy.manifest import json_text
 from efficient_empathy.moe.options import (
     BalanceOptions,
     DataControl,
@@ -103,13 +103,13 @@ def train_moe_command(
     if dry_run:
         found = facts(prepare_mixture(request))
         click.echo(
-            _json(found) if as_json else "\n".join(f"{name.replace('_', ' '):<18}{found[name]}" for name in found)
+            json_text(found) if as_json else "\n".join(f"{name.replace('_', ' '):<18}{found[name]}" for name in found)
         )
         return
     mixture = train_mixture(request)
     if mixture is None:
         return  # another process says it
-    click.echo(_json(dataclasses.asdict(mixture)) if as_json else _text(dataclasses.asdict(mixture), out))
+    click.echo(json_text(dataclasses.asdict(mixture)) if as_json else _text(dataclasses.asdict(mixture), out))
 
 
 @click.command("merge-moe")
@@ -130,7 +130,7 @@ def merge_moe_command(
 
     result = merge_mixture(mixture, data, out, base, choose_device(device)).result
     if as_json:
-        click.echo(_json(result))
+        click.echo(json_text(result))
         return
     less = result["difference"]
     click.echo(
@@ -159,10 +159,6 @@ def _shares(prior: str) -> tuple[float, ...]:
         return tuple(float(share) for share in prior.split(","))
     except ValueError:
         raise EmpathyError(f"--prior: '{prior}' is no list of numbers such as 59,33.") from None
-
-
-def _json(found: dict[str, Any]) -> str:
-    return pretty_json(found).decode().rstrip()
 
 
 def _text(mixture: dict[str, Any], out: Path) -> str:

@@ -73,6 +73,9 @@ def train_mixture(request: MixtureRequest) -> Mixture | None:
 
     Run again after a kill, it goes on from the last checkpoint, step for step as if it had not been killed.
 
+    Returns:
+        What the folder says of the mixture; None in all but one of the processes of several devices.
+
     Raises:
         EmpathyError: the folder exists already, the experts do not fit each other, or there is nothing to train on.
     """

@@ -7,7 +7,7 @@ from typing import Any, Literal, TypeVar
 import click
 
 from efficient_empathy.errors import EmpathyError
-from efficient_empathy.manifest import pretty_json
+from efficient_empathy.manifest import json_text
 from efficient_empathy.output_path import OutputPath
 from efficient_empathy.scorer.cascade import DEFAULT_MAX_FLIPS
 from efficient_empathy.scorer.devices import DEVICES
@@ -191,7 +191,7 @@ def rate(
     outcome = run(job, scorer, route, progress_for(lambda line: click.echo(line, err=True), options["progress"]))
     if outcome.already_done:
         click.echo(f"Already done: '{out}' holds the finished result of this very run.", err=True)
-    click.echo(pretty_json(outcome.manifest).decode().rstrip() if as_json else subsets_summary(outcome.manifest, out))
+    click.echo(json_text(outcome.manifest) if as_json else subsets_summary(outcome.manifest, out))
 
 
 def _ray_options(engine: str, address: str | None, gpus: float | None, device: str) -> RayOptions | None:
@@ -222,12 +222,12 @@ def _workers(text: str) -> int | Literal["auto"]:
 
 def _show_plan(plan: dict[str, Any], as_json: bool) -> None:
     if as_json:
-        click.echo(pretty_json(plan).decode().rstrip())
+        click.echo(json_text(plan))
         return
     rows = [[record["path"], "?" if record["bytes"] is None else f"{record['bytes']:,}"] for record in plan["inputs"]]
     click.echo(text_table(["input", "bytes"], [*rows, ["all", f"{plan['bytes']:,}"]]))
     click.echo(f"\nunits: {plan['units']}, done before: {plan['units_done']}")
     click.echo(f"scorer: {plan['scorer']['folder']}, dimensions {', '.join(plan['scorer']['dimensions'])}")
     if plan["policy"] is not None:
-        click.echo(f"policy: {pretty_json(plan['policy']).decode().rstrip()}")
+        click.echo(f"policy: {json_text(plan['policy'])}")
     click.echo(f"would write to: {plan['out']} ({', '.join(plan['folders'])}). Nothing was written.")

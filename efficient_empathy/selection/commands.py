@@ -10,7 +10,7 @@ from typing import Any
 import click
 
 from efficient_empathy.dialogues import EXAMPLE_MODES, stream_examples
-from efficient_empathy.manifest import pretty_json
+from efficient_empathy.manifest import json_text
 from efficient_empathy.scorer.bench import BenchOptions, Measured, bench, recommend
 from efficient_empathy.scorer.cascade import DEFAULT_MAX_FLIPS
 from efficient_empathy.scorer.commands import rate, rating_options
@@ -67,7 +67,7 @@ def filter_command(policy: str | None, threshold: float | None, keep: tuple[str,
 def report_command(folder: Path, as_json: bool) -> None:
     """Show what a FOLDER holds: the counts of a filtered folder, or the quality of a scorer."""
     text, facts = report(folder)
-    click.echo(pretty_json(facts).decode().rstrip() if as_json else text)
+    click.echo(json_text(facts) if as_json else text)
 
 
 @click.command("bench")
@@ -118,7 +118,7 @@ def bench_command(**values: Any) -> None:
     best = recommend(measured, options.max_flips)
     if values["as_json"]:
         body = {"examples": len(examples), "measured": [asdict(one) for one in measured], "recommended": asdict(best)}
-        click.echo(pretty_json(body).decode().rstrip())
+        click.echo(json_text(body))
         return
     click.echo(text_table(_BENCH_HEADER, [_bench_row(one) for one in measured]))
     precision = "" if best.tier == "fast" else f" --precision {best.precision}"
