@@ -48,7 +48,7 @@ def test_one_two_and_three_workers_write_the_same_bytes(job, tmp_path, container
 
 @pytest.mark.slow
 def test_a_real_scorer_travels_and_is_told_of_its_threads(scorer_folder, job, tmp_path):
-    scorer = Scorer.load(scorer_folder)
+    scorer = Scorer.load(scorer_folder, device="cpu")
     manifests = [run(with_workers(job, n, tmp_path / str(n)), scorer, PaperPolicy()).manifest for n in (1, 2)]
     assert manifests[0] == manifests[1]
     assert manifests[0]["ran_on"] == ["CPUExecutionProvider"]
