@@ -23,19 +23,19 @@ class Patience:
         """
         self._readable = readable
         self._unread = self._unanswered = 0
-        self._reason = ""
+        self._why_unanswered = self._why_unread = ""
 
     def answered(self, answer: Answer) -> None:
         """Count an answer."""
         self._unanswered = 0
         self._readable = self._readable or answer.scores is not None
         self._unread += 1
-        self._reason = str(answer.reason)
+        self._why_unread = str(answer.reason)
 
     def unanswered(self, reason: str, is_judge_s_fault: bool) -> None:
         """Count a question without an answer."""
         self._unanswered = self._unanswered + 1 if is_judge_s_fault else 0
-        self._reason = reason
+        self._why_unanswered = reason
 
     def check(self, is_more: bool) -> None:
         """See whether to go on.
@@ -48,12 +48,12 @@ class Patience:
         """
         if self._unanswered >= _QUESTIONS:
             raise EmpathyError(
-                f"the last {self._unanswered} questions got no answer ({self._reason}), so the rest were not asked. What was "
-                f"answered is kept: run the same command again when {_MENDED_WHEN.get(self._reason, 'the judge is well')}."
+                f"the last {self._unanswered} questions got no answer ({self._why_unanswered}), so the rest were not asked. What was "
+                f"answered is kept: run the same command again when {_MENDED_WHEN.get(self._why_unanswered, 'the judge is well')}."
             )
         if self._unread >= _QUESTIONS and not self._readable and is_more:
             raise EmpathyError(
-                f"none of the first {self._unread} answers could be read ({self._reason}), so the rest were not asked. They are "
-                f"kept: {_READABLE_WITH.get(self._reason, 'look at them in the store, or choose another judge')}, and run again "
+                f"none of the first {self._unread} answers could be read ({self._why_unread}), so the rest were not asked. They are "
+                f"kept: {_READABLE_WITH.get(self._why_unread, 'look at them in the store, or choose another judge')}, and run again "
                 "with --retry-unscored."
             )
