@@ -47,13 +47,15 @@ class Patience:
             EmpathyError: the judge gave no answer many times in a row, or nothing that can be read.
         """
         if self._unanswered >= _QUESTIONS:
+            why = self._why_unanswered
             raise EmpathyError(
-                f"the last {self._unanswered} questions got no answer ({self._why_unanswered}), so the rest were not asked. What was "
-                f"answered is kept: run the same command again when {_MENDED_WHEN.get(self._why_unanswered, 'the judge is well')}."
+                f"the last {self._unanswered} questions got no answer ({why}), so the rest were not asked. What was "
+                f"answered is kept: run the same command again when {_MENDED_WHEN.get(why, 'the judge is well')}."
             )
         if self._unread >= _QUESTIONS and not self._readable and is_more:
+            why = self._why_unread
             raise EmpathyError(
-                f"none of the first {self._unread} answers could be read ({self._why_unread}), so the rest were not asked. They are "
-                f"kept: {_READABLE_WITH.get(self._why_unread, 'look at them in the store, or choose another judge')}, and run again "
+                f"none of the first {self._unread} answers could be read ({why}), so the rest were not asked. They are "
+                f"kept: {_READABLE_WITH.get(why, 'look at them in the store, or choose another judge')}, and run again "
                 "with --retry-unscored."
             )
