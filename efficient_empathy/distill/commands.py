@@ -129,7 +129,7 @@ def _rejected(rejected: dict[str, int]) -> list[str]:
 @click.option(
     "--teacher",
     metavar="ENCODER",
-    help="With --effort high: a larger encoder to learn from as well, a folder or a Hub id; the scorer stays small.",
+    help="With --effort high: a larger encoder to learn from, a folder or a Hub id; the scorer stays small.",
 )
 @click.option("--backbone", default=DEFAULT_BACKBONE, show_default=True, help="minilm, a folder, or a Hub id.")
 @click.option(

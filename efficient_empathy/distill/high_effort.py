@@ -1,6 +1,6 @@
 """``--effort high``: the unlabelled dialogues teach too, and what ships is still one student of the same size.
 
-1. Several teachers are tuned on the labels, from different seeds; some may be made from a larger encoder.
+1. Several teachers are tuned on the labels, from different seeds; they may be made from a larger encoder than the scorer.
 2. Their mean probabilities for pool examples become labels of a second kind, soft ones.
 3. One student learns from those and the judge's labels together.
 
@@ -57,16 +57,15 @@ def train_high(
     drawn = np.random.default_rng(options.seed).permutation(len(pool))[: plan.rated_examples]
     chosen = [pool[index] for index in drawn]
     stages = Stages(work, versions("torch", "transformers"))
-    kinds = _kinds_of_teachers(backbone, options)
-    # A mean of means: the few of a larger encoder have as much say as the many of a small one.
-    ratings = np.mean([_mean_ratings(split, chosen, scales, kind, stages) for kind in kinds], axis=0)
+    teachers = _choose_teachers(backbone, options)
+    ratings = _mean_ratings(split, chosen, scales, teachers, stages)
     rated = Encoder(backbone.tokenizer, backbone.encoding).encode(chosen)
     student = new_student(backbone, scales, training.dropout, options.seed)
     both = labelled.with_rows(EncodedRows(rated, ratings, labelled.pad))
     trained = _train_final(student, both, validation, plan.student_training(training), options.seed, stages)
     facts = {
         **facts_of(student, trained),
-        "teachers": sum(len(kind.seeds) for kind in kinds),
+        "teachers": len(teachers.seeds),
         "rated_pool_examples": len(chosen),
     }
     return TrainedStudent(student, split, trained.outputs, trained.best_epoch, facts)
@@ -103,28 +102,27 @@ def _train_final(
 
 @dataclass(frozen=True)
 class _Teachers:
-    """Some teachers of one kind: what they are made from, how they are tuned, and the seed of each."""
+    """What the teachers are made from, how they are tuned, and the seed of each."""
 
     backbone: Backbone
     training: TrainingOptions
     seeds: range
 
 
-def _kinds_of_teachers(backbone: Backbone, options: DistillOptions) -> list[_Teachers]:
+def _choose_teachers(backbone: Backbone, options: DistillOptions) -> _Teachers:
     plan, training = options.pool, options.training
     first = options.seed + 1
-    kinds = [_Teachers(backbone, training, range(first, first + plan.teachers))]
-    if options.teacher is not None:
-        larger = open_backbone(options.teacher, options.max_tokens)
-        slower = replace(training, learning_rate=plan.larger_learning_rate)
-        kinds.append(_Teachers(larger, slower, range(first, first + plan.larger_teachers)))
-    return kinds
+    if options.teacher is None:
+        return _Teachers(backbone, training, range(first, first + plan.teachers))
+    slower = replace(training, learning_rate=plan.larger_learning_rate)
+    larger = open_backbone(options.teacher, options.max_tokens)
+    return _Teachers(larger, slower, range(first, first + plan.larger_teachers))
 
 
 def _mean_ratings(
     split: Split, chosen: Sequence[Example], scales: tuple[Scale, ...], teachers: _Teachers, stages: Stages
 ) -> np.ndarray:
-    """The mean probabilities of teachers of one kind for some examples, float32 (n, points)."""
+    """The mean probabilities of the teachers for some examples, float32 (n, points)."""
     backbone, training = teachers.backbone, teachers.training
     labelled, _ = split.encode(scales, backbone)
     rated = Encoder(backbone.tokenizer, backbone.encoding).encode(chosen)

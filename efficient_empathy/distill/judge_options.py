@@ -3,14 +3,16 @@
 import contextlib
 import functools
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any, TypeVar
 
 import click
+from click.core import ParameterSource
 
 from efficient_empathy.distill.asking import Progress
 from efficient_empathy.distill.options import DEFAULT_KEY_ENV, JudgeOptions
+from efficient_empathy.errors import EmpathyError
 
 _Function = TypeVar("_Function", bound=Callable[..., Any])
 
@@ -118,6 +120,8 @@ def judge_options(required: bool = True) -> Callable[[_Function], _Function]:
     """
 
     def build(own: dict[str, Any], values: dict[str, Any]) -> dict[str, Any]:
+        if own["judge"] is None:
+            _refuse_unused(own.keys() - {"judge", "rubric"})
         judging = None if own["judge"] is None else JudgeOptions(**own, seed=values["seed"])
         # Without a judge it says what a label file holds.
         return {"judging": judging} if required else {"judging": judging, "rubric": own["rubric"]}
@@ -126,6 +130,16 @@ def judge_options(required: bool = True) -> Callable[[_Function], _Function]:
         {**judge_option(required), **_LABEL_OPTIONS, **ASKING_OPTIONS}, build
     )
     return decorate
+
+
+def _refuse_unused(names: Iterable[str]) -> None:
+    """Raise EmpathyError for an option of judging that was given on the command line without a judge."""
+    context = click.get_current_context()
+    given = [name for name in sorted(names) if context.get_parameter_source(name) is ParameterSource.COMMANDLINE]
+    if given:
+        raise EmpathyError(
+            f"--{given[0].replace('_', '-')} is for asking a judge, and --judge names none. Leave it out."
+        )
 
 
 @contextlib.contextmanager

@@ -9,19 +9,19 @@ from typing import Any
 
 from efficient_empathy.dialogues import ExampleMode, stream_examples
 from efficient_empathy.dialogues.files import find_files
-from efficient_empathy.dialogues.paths import is_url
+from efficient_empathy.dialogues.paths import is_url, shown_path
 from efficient_empathy.dialogues.types import Example
 from efficient_empathy.distill.asking import Interview, Outcome, Progress, ask_about, plan_asking
 from efficient_empathy.distill.choosing import choose_examples
 from efficient_empathy.distill.judges import Judge, open_judge
 from efficient_empathy.distill.label_report import LabelPlan, LabelReport
-from efficient_empathy.distill.labels import LABELS, beside, check_label_name, label_manifest, write_labels
+from efficient_empathy.distill.labels import LABELS, beside, check_label_name, label_lines, label_manifest
 from efficient_empathy.distill.options import JudgeOptions
 from efficient_empathy.distill.pricing import Price, check_limit, find_price
 from efficient_empathy.distill.rubric import Rubric
 from efficient_empathy.distill.store import LabelStore, StoredAnswer, answer_key
 from efficient_empathy.errors import EmpathyError
-from efficient_empathy.manifest import sha256_file, versions, write_manifest_file
+from efficient_empathy.manifest import sha256_bytes, versions, write_atomic, write_manifest_file
 from efficient_empathy.scorer.runfolder import hashed_inputs
 
 
@@ -74,10 +74,12 @@ def label(
             attempts = [a for e in job.examples for a in store.all_of(answer_key(e, job.rubric, judge))]
     finally:
         judge.close()
-    label_manifest(out).unlink(missing_ok=True)  # it speaks of the labels that were here before
-    write_labels(out, _rows(job, judge, outcome))
     report = _report(out, job, outcome, attempts)
-    _write_manifest(report, job, judge, mode, attempts)
+    body = _manifest_body(report, job, judge, mode, attempts)
+    labels = label_lines(_rows(job, judge, outcome))
+    # The manifest first: by it a label file in a folder of dialogues is told from them, wherever a run is killed.
+    write_manifest_file(label_manifest(out), LABELS, body, {out.name: sha256_bytes(labels)})
+    write_atomic(out, labels)
     return report
 
 
@@ -93,11 +95,14 @@ def _prepare(inputs: Sequence[str], out: Path, options: JudgeOptions, mode: Exam
         raise EmpathyError(
             f"'{out}' is one of the files of dialogues, and would be overwritten; choose another with -o."
         )
+    store = options.store or default_store(out)
+    if os.path.realpath(store) in map(os.path.realpath, (out, label_manifest(out))):
+        raise EmpathyError(f"--store '{store}' is where the labels or their manifest are written; name another file.")
     rejected: Counter[str] = Counter()
     examples = choose_examples(stream_examples(inputs, mode, rejected), options.budget, options.seed)
     if not examples:
         bad = f"; {rejected.total()} rows could not be read ({_counts(rejected)})" if rejected else ""
-        raise EmpathyError(f"no listener turn to judge in {', '.join(inputs)}{bad}.")
+        raise EmpathyError(f"no listener turn to judge in {', '.join(map(shown_path, inputs))}{bad}.")
     price = find_price(options)
     return _Job(
         options,
@@ -105,7 +110,7 @@ def _prepare(inputs: Sequence[str], out: Path, options: JudgeOptions, mode: Exam
         examples,
         dict(sorted(rejected.items())),
         price,
-        options.store or default_store(out),
+        store,
         tuple(inputs),
     )
 
@@ -137,11 +142,11 @@ def _report(out: Path, job: _Job, outcome: Outcome, attempts: list[StoredAnswer]
     )
 
 
-def _write_manifest(
+def _manifest_body(
     report: LabelReport, job: _Job, judge: Judge, mode: ExampleMode, attempts: list[StoredAnswer]
-) -> None:
+) -> dict[str, Any]:
     """The record of the labels' making; the same whether the work was done in one run or in several."""
-    body = {
+    return {
         "inputs": hashed_inputs(job.inputs),
         "judge": judge.describe(),
         "forms": dict(sorted(Counter(stored.answer.form for stored in attempts).items())),
@@ -160,8 +165,6 @@ def _write_manifest(
         "rejected": report.rejected,
         "versions": versions("openai", "xllamacpp", "transformers"),
     }
-    hashes = {report.labels.name: sha256_file(report.labels)}
-    write_manifest_file(label_manifest(report.labels), LABELS, body, hashes)
 
 
 def _counts(counts: Counter[str]) -> str:

@@ -16,7 +16,7 @@ from efficient_empathy.dialogues import Record, RowError, parse_row, record_exam
 from efficient_empathy.dialogues.types import Example
 from efficient_empathy.distill.rubric import Dimension, Rubric
 from efficient_empathy.errors import EmpathyError
-from efficient_empathy.manifest import atomic_open, read_manifest_file, sha256_file
+from efficient_empathy.manifest import read_manifest_file, sha256_file, write_atomic
 
 LABELS = "labels"
 """The kind of a label file's manifest."""
@@ -52,9 +52,12 @@ def write_labels(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
         EmpathyError: as ``check_label_name``, or the file cannot be written.
     """
     check_label_name(path)
-    with atomic_open(path) as file:
-        for row in rows:
-            file.write(orjson.dumps(dict(row), option=orjson.OPT_APPEND_NEWLINE))
+    write_atomic(path, label_lines(rows))
+
+
+def label_lines(rows: Iterable[Mapping[str, Any]]) -> bytes:
+    """The bytes of a label file."""
+    return b"".join(orjson.dumps(dict(row), option=orjson.OPT_APPEND_NEWLINE) for row in rows)
 
 
 def beside(labels: Path, ending: str) -> Path:

@@ -21,6 +21,8 @@ _BEARER = re.compile(r"(?i)(bearer\s+)[^\s\"',}]+")
 _FORMAT_WORDS = re.compile(r"(?i)response.?format|json|schema|grammar|structured|guided")
 _LENGTH_WORDS = re.compile(r"(?i)context.{0,20}(length|size|window)|too (long|large)|exceed_context")
 _EXCERPT = 200
+_CONNECT_S = 10.0
+"""Longest wait for a connection; for an answer it is ``--timeout``."""
 _SHORTEST_SECRET = 8
 """Shorter values of an address's query are in no answer that they would have to be taken out of but by chance."""
 
@@ -33,6 +35,7 @@ class OpenAIJudge:
         self.model = model
         self.concurrency = options.concurrency
         self._client = client
+        self._timeout = options.timeout
         self._retries = Retries(options.attempts)
         self._max_tokens = options.max_tokens
         self._secrets = secrets
@@ -59,7 +62,8 @@ class OpenAIJudge:
         key = api_key(options, url) if ask else NO_KEY
         # The client would write the path of a request behind a query.
         bare, query = without_query(url)
-        client = openai.OpenAI(api_key=key, base_url=bare, default_query=query, timeout=options.timeout, max_retries=0)
+        patience = openai.Timeout(options.timeout, connect=min(options.timeout, _CONNECT_S))
+        client = openai.OpenAI(api_key=key, base_url=bare, default_query=query, timeout=patience, max_retries=0)
         held = [value for value in query.values() if len(value) >= _SHORTEST_SECRET]
         secrets = tuple(text for text in (key, urlsplit(url).password, *held) if text and text != NO_KEY)
         return cls(model, client, options, secrets)
@@ -97,10 +101,10 @@ class OpenAIJudge:
             response = self._retries.run(send, on_lost)
         except openai.APIStatusError as error:
             raise self._status_problem(error) from None
-        except openai.APITimeoutError:
-            raise NoAnswerError("timeout", f"no answer within {self._client.timeout} s") from None
         except openai.APIConnectionError as error:
             cause = self.scrub(str(error.__cause__ or error))
+            if reached(error) and isinstance(error, openai.APITimeoutError):
+                raise NoAnswerError("timeout", f"no answer within {self._timeout:g} s") from None
             if reached(error):
                 raise NoAnswerError("connection-lost", cause[:_EXCERPT]) from None
             advice = "Is the server running, and is --base-url right?"

@@ -15,6 +15,8 @@ _LONGEST_WAIT_S = 30.0
 _LONGEST_RETRY_AFTER_S = 600.0
 # What a gateway says when the server behind it, which may have worked on, did not answer in time.
 _GATEWAY = frozenset({502, 503, 504})
+# Of the HTTP client, by name: what goes wrong before a question is sent.
+_NOT_SENT = frozenset({"ConnectError", "ConnectTimeout", "PoolTimeout", "ProxyError"})
 
 Result = TypeVar("Result")
 
@@ -54,7 +56,7 @@ def backoff(attempt: int, jitter: float) -> float:
 
 def reached(error: Exception) -> bool:
     """Whether a question got as far as the server before the connection was lost."""
-    return type(error.__cause__).__name__ != "ConnectError"
+    return type(error.__cause__).__name__ not in _NOT_SENT
 
 
 class Retries:
@@ -92,11 +94,10 @@ class Retries:
                 if not again or not _worth_repeating(error) or attempt == self.attempts:
                     raise
                 asked = retry_after(error.response.headers, time.time())
-            except openai.APITimeoutError:
-                on_lost()
-                raise  # the server may still be answering, and would bill each question that is sent again
             except openai.APIConnectionError as error:
                 again = not reached(error) or on_lost()
+                if reached(error) and isinstance(error, openai.APITimeoutError):
+                    raise  # the server may still be answering, and would bill each question that is sent again
                 if not again or attempt == self.attempts:
                     raise
                 asked = None

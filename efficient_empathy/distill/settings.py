@@ -51,7 +51,7 @@ class PoolOptions:
     teachers: int = 4
     """Students trained from different seeds whose mean rates the pool, 1 to 20."""
     larger_teachers: int = 2
-    """As many more, where ``DistillOptions.teacher`` names an encoder for them, 1 to 20; both kinds have the same say."""
+    """The same where ``DistillOptions.teacher`` names an encoder for them, 1 to 20."""
     larger_learning_rate: float = 1e-4
     """Peak rate of such an encoder's top layer, over 0 and up to 0.1: lower than that of a small one."""
     rated_examples: int = 8_000
@@ -114,8 +114,8 @@ class DistillOptions:
     effort: Effort = "normal"
     """``normal`` tunes one student on the labels; ``high`` also learns from the unlabelled dialogues, for better scores."""
     teacher: str | None = None
-    """A larger encoder that more teachers of ``effort="high"`` are made from, a folder or a Hub id; the scorer stays as small.
-    None: all are made from the backbone."""
+    """A larger encoder that the teachers of ``effort="high"`` are made from, a folder or a Hub id; the scorer stays as small.
+    None: they are made from the backbone."""
     layers: int | None = None
     """Encoder layers that the scorer keeps, from the bottom, 1 to 1000; fewer are faster. None: 5 of ``minilm``'s 6, all of any
     other's."""

@@ -13,6 +13,7 @@ from typing import Any
 import lightning as L
 import numpy as np
 import torch
+from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 from efficient_empathy.distill.batches import EncodedRows, ordered_loader, training_loader
 from efficient_empathy.distill.module import Progress, StudentModule
@@ -116,10 +117,16 @@ def fit_quietly(
 
 @contextmanager
 def interruptible() -> Iterator[None]:
-    """Let Ctrl-C end a training as ``KeyboardInterrupt``: Lightning ends the process by itself, and leaves the signal ignored."""
+    """Let Ctrl-C end a training as ``KeyboardInterrupt``: Lightning ends the process by itself, and leaves the signal ignored.
+
+    SIGTERM ends the process with status 143, as it would have without Lightning, whose own end looks like success.
+    """
     before = signal.getsignal(signal.SIGINT)
     try:
         yield
+    except SIGTERMException:
+        _log.warning("stopped by SIGTERM before it was done. Run the same command again.")
+        raise SystemExit(128 + signal.SIGTERM) from None
     except SystemExit as stop:
         if not isinstance(stop.__context__, KeyboardInterrupt):
             raise

@@ -1,5 +1,6 @@
 """``generate``: from dialogues to an answers folder, in pieces that a killed run need not do again."""
 
+import logging
 import platform
 from collections import Counter
 from collections.abc import Iterable, Sequence
@@ -25,6 +26,7 @@ from efficient_empathy.manifest import (
     MANIFEST,
     atomic_open,
     canonical_json,
+    changed_files,
     pretty_json,
     read_manifest,
     sha256_bytes,
@@ -37,6 +39,7 @@ from efficient_empathy.scorer.outputs import writing
 
 _REJECTED_FILE = f"{runfolder.REJECTED}/part-00000.jsonl"
 _ENGINE = 2
+_log = logging.getLogger(__name__)
 """Raised when the same options would give other bytes."""
 _UNIT = 256
 """Contexts that are answered, written and resumed as a whole."""
@@ -92,7 +95,11 @@ def write_answers(job: AnswerJob, model: LanguageModel) -> Outcome:
     with runfolder.opened(job.out):
         plan = _prepare(job, model, paths)
         if (job.out / MANIFEST).is_file():
-            return Outcome(read_manifest(job.out), True, 0, 0.0)
+            changed = changed_files(job.out)
+            if not changed:
+                return Outcome(read_manifest(job.out), True, 0, 0.0)
+            _log.warning("'%s' is not as it was written: %s. Answering again", job.out, "; ".join(changed))
+            (job.out / MANIFEST).unlink()
         units = [contexts[begin : begin + _UNIT] for begin in range(0, len(contexts), _UNIT)]
         done = {index for index in range(len(units)) if runfolder.record_path(job.out, index).is_file()}
         progress = Progress(len(contexts), sum(len(units[index]) for index in done))
@@ -145,9 +152,9 @@ def _prepare(job: AnswerJob, model: LanguageModel, paths: Sequence[str]) -> dict
             "Choose another folder with -o, or start over in this one with --overwrite."
         )
     if old is not None and job.overwrite:
+        runfolder.wipe(job.out, old)
         with writing(job.out):
             (job.out / ANSWERS_FILE).unlink(missing_ok=True)
-        runfolder.wipe(job.out, old)
     runfolder.remove_leftovers(job.out)
     if plan != old or job.overwrite:
         runfolder.write_plan(job.out, plan)

@@ -90,6 +90,7 @@ def load_base(base: Base, device: str = "cpu", four_bit: bool = False) -> tuple[
         EmpathyError: transformers cannot load it, a file is cut short, or 4 bits were asked for without a GPU.
     """
     require("transformers", "experts", "language models")
+    import torch
     import transformers
     from safetensors import SafetensorError
 
@@ -105,6 +106,8 @@ def load_base(base: Base, device: str = "cpu", four_bit: bool = False) -> tuple[
         options["quantization_config"] = transformers.BitsAndBytesConfig(
             load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=options["dtype"]
         )
+    if cuda and (rank := os.environ.get("LOCAL_RANK")):
+        torch.cuda.set_device(int(rank))  # of several processes each loads to its own GPU
     try:
         tokenizer = transformers.AutoTokenizer.from_pretrained(source)
         model = transformers.AutoModelForCausalLM.from_pretrained(source, use_safetensors=True, **options)
@@ -112,8 +115,9 @@ def load_base(base: Base, device: str = "cpu", four_bit: bool = False) -> tuple[
         first = str(error).split("\n", 1)[0]
         raise EmpathyError(f"--base: transformers cannot load '{base.given}': {first}") from error
     except SafetensorError as error:
+        mend = f"Remove '{source}': it is made again" if base.local.is_gguf else "Download or copy it again"
         raise EmpathyError(
-            f"--base: a file of weights of '{base.given}' is cut short or damaged ({error}). Download or copy it again."
+            f"--base: a file of weights of '{base.given}' is cut short or damaged ({error}). {mend}."
         ) from error
     if not tokenizer.is_fast:
         raise EmpathyError(f"--base: '{base.given}' has no fast tokenizer (tokenizer.json), which is needed here.")
@@ -136,6 +140,7 @@ def _unpacked(base: Base) -> Path:
     require("gguf", "llama", f"the GGUF file '{base.name}'")
     import transformers
     from gguf import GGUFReader
+    from safetensors import SafetensorError
 
     _log.info("unpacking '%s' to '%s': once, about a minute", base.name, folder)
     path = Path(base.local.source)
@@ -151,17 +156,21 @@ def _unpacked(base: Base) -> Path:
         end = int(field.contents())
         tokenizer.eos_token = tokenizer.convert_ids_to_tokens(end)
         model.config.eos_token_id = model.generation_config.eos_token_id = end
+    temporary = None
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
         temporary = Path(tempfile.mkdtemp(dir=folder.parent, prefix=".unpacking-"))
         model.save_pretrained(temporary, safe_serialization=True)
         tokenizer.save_pretrained(temporary)
         os.replace(temporary, folder)
-    except OSError as error:
+    except (OSError, SafetensorError) as error:
         if (folder / "config.json").is_file():  # another process was faster
-            shutil.rmtree(temporary, ignore_errors=True)
             return folder
         raise EmpathyError(
-            f"cannot unpack '{base.name}' to '{folder.parent}': {error.strerror}. Set EE_CACHE to a folder with room."
+            f"cannot unpack '{base.name}' to '{folder.parent}': {getattr(error, 'strerror', None) or error}. "
+            "Set EE_CACHE to a folder with room."
         ) from error
+    finally:
+        if temporary is not None:  # half a gigabyte, where it did not become the folder
+            shutil.rmtree(temporary, ignore_errors=True)
     return folder

@@ -110,10 +110,16 @@ def _circular(folders: Mapping[str, Sequence[AnswerFolder]], scorers: Mapping[st
         trained = [
             name
             for name, found in folders.items()
-            if any(scorer.digest.encode() in canonical_json(folder.manifest) for folder in found)
+            if any(_chosen_by(scorer.digest, folder.manifest) for folder in found)
         ]
         if trained:
             yield (
                 f"scorer '{scorer_name}' chose the training data of {', '.join(trained)}: its scores of their answers are "
                 "circular. Look at a judge that did not."
             )
+
+
+def _chosen_by(digest: str, manifest: Mapping[str, Any]) -> bool:
+    """Whether a scorer chose what a model was trained on: it split the data, and no control took them from all subsets."""
+    control = manifest["model"].get("control", "none")
+    return control not in ("random", "full") and digest.encode() in canonical_json(manifest)

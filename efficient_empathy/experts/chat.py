@@ -7,11 +7,9 @@ from efficient_empathy.dialogues.types import Turn
 from efficient_empathy.experts.decoding import Prompt, stream
 from efficient_empathy.experts.decoding_options import DecodingOptions
 from efficient_empathy.experts.models import LanguageModel
-from efficient_empathy.experts.rendering import RowRefused
+from efficient_empathy.experts.rendering import UNFINISHED, RowRefused
 
 HELP = "/reset starts over, /quit or the end of the input leaves."
-_UNFINISHED = "\ufffd"
-"""How the first part of a character of several tokens is decoded."""
 
 
 class Conversation:
@@ -35,7 +33,7 @@ class Conversation:
         for token in stream(self._model, prompt, self._options):
             chosen.append(token)
             whole = self._model.renderer.text(chosen)
-            if whole.startswith(shown) and not whole.endswith(_UNFINISHED):
+            if whole.startswith(shown) and not whole.endswith(UNFINISHED):
                 yield whole[len(shown) :]
                 shown = whole
         whole = self._model.renderer.text(chosen)

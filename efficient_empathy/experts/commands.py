@@ -1,6 +1,7 @@
 """``ee-cli train-expert``."""
 
 import dataclasses
+import itertools
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
@@ -116,13 +117,13 @@ def train_expert_command(
     if show_batch or dry_run:
         prepared = prepare(request)
         if show_batch:
-            batch = next(iter(prepared.plan.steps(1)))[0][:show_batch]
-            for index in batch:
+            indices = (index for step in prepared.plan.steps(prepared.steps) for batch in step for index in batch)
+            for index in itertools.islice(indices, show_batch):
                 row = prepared.train.rows[index]
                 click.echo(_colored(prepared.renderer, row.tokens.tolist(), row.start))
-        tokens = round(
-            float(prepared.train.lengths.mean()) * prepared.steps * prepared.plan.batch_size * prepared.plan.accumulate
-        )
+        plan = prepared.plan
+        rows = prepared.steps * plan.batch_size * plan.accumulate * plan.ranks
+        tokens = round(float(prepared.train.lengths.mean()) * rows)
         facts = {
             "examples": len(prepared.train.rows),
             "held_out": len(prepared.chosen.held_out),

@@ -23,6 +23,8 @@ _LEAST_PROMPT = 16
 """Tokens that must be left for the prompt beside a response."""
 _ROLES = {"speaker": "user", "listener": "assistant", "system": "system"}
 _PROBE = "probe"
+UNFINISHED = "\ufffd"
+"""How the first part of a character of several tokens is decoded."""
 
 
 class RowRefused(Exception):
@@ -58,12 +60,12 @@ class Renderer:
         Args:
             tokenizer: a fast tokenizer of transformers.
             max_tokens: of prompt and response together.
-            system: instruction before the dialogue; None gives none, and the template may then put its own.
+            system: instruction before the dialogue; None or nothing gives none, and the template may then put its own.
 
         Raises:
             EmpathyError: the tokenizer marks no end of a turn and has no end-of-text token.
         """
-        self.tokenizer, self.max_tokens, self.system = tokenizer, max_tokens, system
+        self.tokenizer, self.max_tokens, self.system = tokenizer, max_tokens, system or None
         self._has_template = bool(tokenizer.chat_template)
         self._system_role = self._renders([{"role": "system", "content": _PROBE}, {"role": "user", "content": _PROBE}])
         self._listener_first = self._renders([{"role": "assistant", "content": _PROBE}])
@@ -77,7 +79,7 @@ class Renderer:
         template_format = (
             _FORMAT + _DATED * ("strftime_now" in str(template)) + _LISTENER_LATER * (not self._listener_first)
         )
-        self.template_hash = sha256_bytes(canonical_json([template_format, template, system]))
+        self.template_hash = sha256_bytes(canonical_json([template_format, template, self.system]))
         """Names this way of rendering in every manifest."""
 
     def describe(self) -> dict[str, Any]:

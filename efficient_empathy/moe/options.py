@@ -74,6 +74,8 @@ class BalanceOptions:
         _one_of("regulariser", self.regulariser, Regulariser)
         if not 0 < self.weight <= 100:
             raise EmpathyError(f"weight must be over 0 and up to 100, not {self.weight}.")
+        if self.regulariser == "none" and self.weight != type(self).weight:
+            raise EmpathyError(f"a weight ({self.weight:g}) is for a regulariser: name one, or leave the weight out.")
         if self.prior is not None and self.regulariser != "kl-prior":
             raise EmpathyError(f"a prior is for the regulariser kl-prior, not for '{self.regulariser}': leave it out.")
         if self.prior is not None and min(self.prior) <= 0:

@@ -11,6 +11,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from efficient_empathy.errors import EmpathyError
+
 
 class Routing(NamedTuple):
     """What a gate said."""
@@ -83,7 +85,16 @@ class RoutedLinear(nn.Module):
         self.register_buffer("owner", torch.tensor(owner, device=weight.device), persistent=False)
 
     def forward(self, x_BTI: Tensor) -> Tensor:
-        """The linear of the mixture, (B, T, O)."""
+        """The linear of the mixture, (B, T, O).
+
+        Raises:
+            EmpathyError: the base gives this linear its tokens without batch and position, as OPT does.
+        """
+        if x_BTI.dim() != 3:
+            raise EmpathyError(
+                f"this base joins all tokens of a batch before its linears (inputs of {x_BTI.dim()} axes, 3 are needed), so "
+                "a router cannot tell its rows apart: mixtures of experts on it are not supported."
+            )
         hidden_BTR = F.linear(x_BTI.to(self.lora_A.dtype), self.lora_A)
         gates_BTR = self._route(x_BTI)[..., self.owner].to(hidden_BTR.dtype)
         out_BTO: Tensor = self.base(x_BTI)

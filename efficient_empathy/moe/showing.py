@@ -11,6 +11,7 @@ from efficient_empathy.errors import EmpathyError
 from efficient_empathy.experts.loss import IGNORED, response_nll
 from efficient_empathy.experts.models import LanguageModel
 from efficient_empathy.experts.prompt_states import ATTRIBUTE
+from efficient_empathy.experts.rendering import UNFINISHED
 from efficient_empathy.moe.regularisers import at_positions
 from efficient_empathy.moe.router import Router
 
@@ -66,8 +67,9 @@ def answer_gates(model: LanguageModel, context: Sequence[Turn], text: str) -> li
     shown, pieces = "", []
     for count, gates in enumerate(gates_NE.tolist(), 1):
         whole = model.renderer.tokenizer.decode(response[:count], skip_special_tokens=True)
-        pieces.append(TokenGates(whole[len(shown) :], tuple(gates)))
-        shown = whole
+        unfinished = whole.endswith(UNFINISHED) and count < len(response)  # part of a character of several tokens
+        pieces.append(TokenGates("" if unfinished else whole[len(shown) :], tuple(gates)))
+        shown = shown if unfinished else whole
     return pieces
 
 

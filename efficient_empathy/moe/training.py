@@ -86,6 +86,9 @@ def train_mixture(request: MixtureRequest) -> Mixture | None:
     run = Run(request.out, options, request.save_seconds, tuple(adapter.digest for adapter in prepared.adapters))
     module = MixtureModule(model, router, options, prepared.prior)
     best, first = fit_module(run, prepared.rows, module)
+    if not first:
+        return None  # another device's process measures and writes it
+    module.to(choose_device(options.where.device))  # after a training Lightning leaves it on the CPU
     measured = [held_out_rows(prepared, chosen, options) for chosen in prepared.subsets]
     routing = report(router, [read_routings(model, router, rows, options.fit.batch_size) for rows in measured])
     result = result_facts(prepared.rows, module, best)
@@ -102,8 +105,6 @@ def train_mixture(request: MixtureRequest) -> Mixture | None:
         result=result,
         routing=asdict(routing),
     )
-    if not first:
-        return None  # another device's process writes it
     card = mixture_card(mixture, request.out.name)
     write_mixture(router, mixture, prepared.adapters, card, request.out, run.work / LOG_FILE)
     shutil.rmtree(run.work)

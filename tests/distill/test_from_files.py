@@ -179,6 +179,7 @@ def test_labels_or_a_judge_one_of_the_two(tmp_path, monkeypatch, capsys):
         (("--labels", ""), "'.' names no file"),
         (("--labels", "{tmp}/stray.jsonl"), "Name the dialogues that they are about with --dialogues"),
         (("--labels", "{tmp}/stray.jsonl", "--dry-run"), "--dry-run says what a judge would cost"),
+        (("--labels", "{tmp}/stray.jsonl", "--max-usd", "2"), "--max-usd is for asking a judge"),
         (("--labels", "{tmp}/stray.jsonl", "-o", "{tmp}"), "is already there. Choose another folder"),
         (("--labels", "{tmp}/stray.jsonl", "--seed", "-1"), "seed must be from 0"),
         (("--labels", "{tmp}/stray.jsonl", "--rubric", "{tmp}/none.yaml"), "cannot read the rubric"),

@@ -15,10 +15,11 @@ import pytest
 from efficient_empathy.dialogues import stream_examples
 from efficient_empathy.dialogues.files import find_files
 from efficient_empathy.distill.labelling import label, plan_labels
-from efficient_empathy.distill.labels import load_labelled
+from efficient_empathy.distill.labels import check_labels, load_labelled
 from efficient_empathy.distill.options import JudgeOptions
 from efficient_empathy.distill.rubric import Rubric
 from efficient_empathy.errors import EmpathyError
+from efficient_empathy.manifest import read_manifest_file
 
 CANARY = "sk-canary-0123456789abcdef"
 ROOT = str(Path(__file__).parents[2])
@@ -195,6 +196,30 @@ def test_what_arrived_before_a_refusal_is_kept(pool, tmp_path, options, judge_se
         label([str(pool)], tmp_path / "labels.jsonl", options(concurrency=1))
     judge_server.behave = lambda request, times: reply()
     assert label([str(pool)], tmp_path / "labels.jsonl", options()).asked == 20
+
+
+@pytest.mark.parametrize("last", ["the manifest", "the labels"])
+def test_killed_while_it_writes_the_same_command_goes_on(pool, options, judge_server, monkeypatch, last):
+    from efficient_empathy.distill import labelling
+
+    def killed(*_):
+        raise KeyboardInterrupt
+
+    folder = pool.parent
+    writes = {"the manifest": "write_manifest_file", "the labels": "write_atomic"}
+    with monkeypatch.context() as patch:
+        patch.setattr(labelling, writes[last], killed)
+        with pytest.raises(KeyboardInterrupt):
+            label([str(folder)], folder / "labels.jsonl", options())
+    report = label([str(folder)], folder / "labels.jsonl", options())
+    assert (report.asked, report.scored, report.rejected) == (0, 30, {})
+    assert check_labels(folder / "labels.jsonl") is not None
+
+
+def test_the_store_is_no_file_that_is_written_over(pool, tmp_path, options):
+    for store in ("labels.jsonl", "labels.manifest.json"):
+        with pytest.raises(EmpathyError, match="name another file"):
+            label([str(pool)], tmp_path / "labels.jsonl", options(store=tmp_path / store))
 
 
 def test_nothing_to_judge(tmp_path, options):
@@ -385,6 +410,8 @@ def test_dialogues_are_not_written_over_and_labels_beside_them_are_no_dialogues(
     for asked in (30, 0):
         report = label([str(folder)], folder / "labels.jsonl", options())
         assert (report.asked, report.scored, report.rejected) == (asked, 30, {})
+        inputs = read_manifest_file(folder / "labels.manifest.json")["inputs"]
+        assert [Path(record["path"]).name for record in inputs] == [pool.name]
     assert (
         find_files([str(folder)])
         == find_files([str(folder / "*.jsonl")])

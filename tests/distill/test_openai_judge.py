@@ -1,6 +1,8 @@
 """The OpenAI-compatible judge against a real server that misbehaves."""
 
+import contextlib
 import email.utils
+import socket
 import threading
 import time
 
@@ -126,6 +128,23 @@ def test_slow_answers_time_out(ask, judge_server, reply):
     judge_server.behave = slow
     with pytest.raises(NoAnswerError, match="timeout"):
         ask(timeout=0.1, attempts=1)
+
+
+def test_a_server_that_is_never_connected_to_bills_nothing(example):
+    with socket.socket() as full, contextlib.ExitStack() as waiting:
+        full.bind(("127.0.0.1", 0))
+        full.listen(0)
+        for _ in range(4):  # its queue is full then, and Linux drops what asks for a connection
+            client = waiting.enter_context(socket.socket())
+            client.setblocking(False)
+            client.connect_ex(full.getsockname())
+        url = f"http://127.0.0.1:{full.getsockname()[1]}/v1"
+        judge = open_judge(JudgeOptions("openai:m", base_url=url, timeout=0.2, attempts=2))
+        lost = []
+        with pytest.raises(EmpathyError, match=f"cannot reach the judge at {url}"):
+            judge.ask(example, RUBRIC, lambda: lost.append(1) or True)
+        judge.close()
+    assert lost == []
 
 
 def test_stopping_ends_the_wait(judge_server, example, reply):

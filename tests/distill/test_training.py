@@ -206,3 +206,18 @@ def test_ctrl_c_is_an_interrupt_and_the_signal_is_heard_again(material, monkeypa
     with pytest.raises(KeyboardInterrupt):
         train(material, options_of(2))
     assert signal.getsignal(signal.SIGINT) is before
+
+
+def test_sigterm_does_not_end_as_if_all_were_well(material, monkeypatch, caplog):
+    from efficient_empathy.distill import training
+
+    def terminate(*_):
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    monkeypatch.setattr(training.Progress, "on_train_batch_end", terminate)
+    before = signal.getsignal(signal.SIGTERM)
+    with pytest.raises(SystemExit) as stop:
+        train(material, options_of(2))
+    assert stop.value.code == 143
+    assert "stopped by SIGTERM" in caplog.text
+    assert signal.getsignal(signal.SIGTERM) is before

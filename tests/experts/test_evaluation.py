@@ -219,6 +219,11 @@ def test_what_makes_a_comparison_mean_less_is_said(base, tmp_path):
     assert "other (other) gave the same answers as base (base), word for word" in text
     assert "scorer 'words' chose the training data of other" in text
     assert "only 12 conversations" in text
+    # A control drew from all subsets: the scorer that split them chose nothing of it.
+    trained["model"]["control"] = "random"
+    write_manifest(other, "answers", {"renderer": manifest["renderer"], **trained}, ["answers.jsonl"])
+    text = "\n".join(evaluate({"base": [base], "other": [other]}, FEW, {"words": WordScorer()}).warnings)
+    assert "chose the training data" not in text
     assert re.search(r"\d+ comparisons with 100 resamples: no corrected p-value can be below 0\.2", text)
 
 

@@ -36,6 +36,24 @@ def test_answers_a_file(tiny_lm, contexts, tmp_path):
     assert orjson.loads(again.stdout)["counts"]["references"] == 1
 
 
+def test_answers_that_were_damaged_are_made_again(tiny_lm, contexts, tmp_path, caplog):
+    arguments = (contexts, "--model", tiny_lm, "--max-tokens", 128, "--max-new-tokens", 5, "-o", tmp_path / "out")
+    _run(*arguments)
+    answers = tmp_path / "out" / "answers.jsonl"
+    whole = answers.read_bytes()
+    for damage in (lambda: answers.write_bytes(whole[:-9]), answers.unlink):
+        damage()
+        assert "Already done" not in _run(*arguments).stderr
+        assert "is not as it was written: 'answers.jsonl'" in caplog.text
+        assert answers.read_bytes() == whole
+        caplog.clear()
+
+
+def test_a_base_model_is_not_named_by_base(tiny_lm, contexts, tmp_path):
+    with pytest.raises(EmpathyError, match="Name a base model with --model"):
+        _run(contexts, "--model", tiny_lm, "--base", tiny_lm, "-o", tmp_path / "out")
+
+
 def test_an_instruction_of_none(tiny_lm, contexts, tmp_path):
     out = tmp_path / "out"
     shown = _run(contexts, "--model", tiny_lm, "--max-tokens", 128, "--system", "", "--json", "-o", out).stdout

@@ -68,6 +68,11 @@ def test_neighbours_of_one_role_are_joined():
     assert words(renderer, prompt) == ["<|user|>", "i", "lost", "your", "dog", "<|end|>", "<|assistant|>"]
 
 
+def test_an_empty_instruction_is_none():
+    empty, none = (Renderer(make_tokenizer(), system=system) for system in ("", None))
+    assert empty.describe() == none.describe()
+
+
 def test_a_template_without_a_system_role_gets_the_instruction_in_the_first_turn():
     strict = (
         "{% if messages[0]['role'] == 'system' %}{{ raise_exception('no system') }}{% endif %}"

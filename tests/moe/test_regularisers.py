@@ -81,3 +81,5 @@ def test_a_prior_must_fit():
         BalanceOptions("kl-prior", prior=(1.0, 0.0))
     with pytest.raises(EmpathyError, match="is for the regulariser kl-prior"):
         BalanceOptions(prior=(1.0, 1.0))
+    with pytest.raises(EmpathyError, match=r"a weight \(0.1\) is for a regulariser"):
+        BalanceOptions(weight=0.1)

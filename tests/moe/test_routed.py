@@ -195,6 +195,27 @@ def test_a_base_with_sparse_layers_is_refused(make_expert, tmp_path, kind):
         mixture(base, folders)
 
 
+def test_a_base_that_joins_its_tokens_is_refused_where_it_is_first_run(make_expert, tmp_path):
+    import transformers
+    from tiny_words import make_tokenizer
+
+    size = {
+        "hidden_size": 16,
+        "word_embed_proj_dim": 16,
+        "ffn_dim": 32,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 2,
+    }
+    base = tmp_path / "opt"
+    config = transformers.OPTConfig(vocab_size=len(make_tokenizer()), **size)
+    transformers.OPTForCausalLM(config).save_pretrained(base, safe_serialization=True)
+    make_tokenizer().save_pretrained(base)
+    folders = [make_expert(tmp_path / name, seed, base=base) for seed, name in enumerate("ab")]
+    model, _, _ = mixture(base, folders)
+    with pytest.raises(EmpathyError, match="joins all tokens of a batch"):
+        run(model)
+
+
 def test_options_that_mean_nothing_are_refused():
     with pytest.raises(EmpathyError, match="always 1"):
         RouterOptions(top_k=1)

@@ -35,6 +35,16 @@ def test_the_gates_of_each_token(experts, tiny_lm, granularity):
     assert "rationality" in click.unstyle(show_gates(named, CONTEXT, "i am so sorry"))
 
 
+def test_a_character_of_several_tokens_is_shown_once_it_is_whole(experts, tiny_lm, monkeypatch):
+    model, tokenizer = load_base(find_base(str(tiny_lm)))
+    attach(model, read_adapters(experts[:2]), RouterOptions())
+    named = LanguageModel("moe", model.eval(), Renderer(tokenizer, 64), {})
+    decoded = ["i", "i\ufffd", "i\ufffd", "i🙂", "i🙂"]  # of a tokenizer that spells the character in three tokens
+    monkeypatch.setattr(tokenizer, "decode", lambda ids, **_: decoded[len(ids) - 1])
+    found = answer_gates(named, CONTEXT, "i am so sorry")
+    assert [token.text for token in found] == ["i", "", "", "🙂", ""]
+
+
 def test_colours_by_hand():
     tokens = [TokenGates("so", (0.9, 0.1)), TokenGates(" sad", (0.52, 0.48)), TokenGates("", (0.2, 0.8))]
     found = colored(tokens, ["a", "b"])
