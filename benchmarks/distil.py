@@ -3,8 +3,9 @@
     python benchmarks/distil.py [--effort normal|high [--teacher ENCODER]] [--seeds 0,1,2] [--labels 1000]
 
 Each seed draws conversations until 1,000 rows are reached, runs the whole `ee-cli distill` command on them and scores all
-other rows with the scorer folder. Baselines are fitted on the same rows in the same run. The recipe was chosen on rows of
-the "development" half of the conversations; figures are given for all other rows and for those of the untouched half.
+other rows with the scorer folder. Baselines are fitted on the same rows in the same run, and calibrated as the scorer is. The
+recipe was chosen on rows of the "development" half of the conversations (that of effort high in part on all of them);
+figures are given for all other rows and for those of the untouched half.
 """
 
 import argparse
@@ -22,7 +23,7 @@ from efficient_empathy.distill.labels import load_labelled
 from efficient_empathy.distill.measuring import decision_rule, frozen_features
 from efficient_empathy.distill.quality import Judged, agreement
 from efficient_empathy.distill.rubric import Rubric
-from efficient_empathy.manifest import sha256_file
+from efficient_empathy.manifest import read_manifest, sha256_file
 
 LABELS = "ed_paper_scores.valid.jsonl.gz"
 POOL = "empathetic_dialogues.train.jsonl.gz"
@@ -58,7 +59,9 @@ def run_seed(rows: list[dict], seed: int, options: argparse.Namespace, folder: P
     groups = [example.dialogue_id for example in test.examples]
     fresh = np.flatnonzero([untouched(group) for group in groups])
     result: dict = {"seed": seed, "train_rows": len(taken), "report_rows": len(rest), "untouched_rows": len(fresh)}
-    result |= {"cost": asdict(cost), "parity": scorer.spec.parity, "systems": {}}
+    training = read_manifest(out)["training"]
+    recipe = {name: training.get(name) for name in ("layers", "teachers", "rated_pool_examples")}
+    result |= {"recipe": recipe, "cost": asdict(cost), "parity": scorer.spec.parity, "systems": {}}
     for name, found in systems.items():
         everything = Judged(test.scores, groups, scorer.spec.dimensions, decide, classes)
         half = Judged(test.scores[fresh], [groups[i] for i in fresh], scorer.spec.dimensions, decide, classes)
@@ -95,16 +98,14 @@ def main() -> None:
         folder.mkdir(parents=True, exist_ok=True)
         name = f"distil-{options.effort}" + ("-teacher" if options.teacher else "")
         teacher = options.teacher and {"name": options.teacher.name, "sha256": sha256_file(options.teacher / WEIGHTS)}
-        before, made = read_result(name), (options.labels, teacher)
-        # Seeds of another number of labels, or of another teacher, are another measurement.
-        done = {
-            one["seed"]: one for one in before.get("seeds", []) if made == (before["labels"], before.get("teacher"))
-        }
+        before, made = read_result(name), {"labels": options.labels, "teacher": teacher}
+        # Seeds of another number of labels, of another teacher or recipe, are another measurement.
+        same = all(before.get(key) == value for key, value in made.items())
+        done = {one["seed"]: one for one in before.get("seeds", [])} if same else {}
         for seed in map(int, options.seeds.split(",")):
-            done[seed] = run_seed(rows, seed, options, folder)
-            write_result(
-                name, {"labels": options.labels, "teacher": teacher, "seeds": [done[key] for key in sorted(done)]}
-            )
+            done[seed] = result = run_seed(rows, seed, options, folder)
+            done = {key: one for key, one in done.items() if one.get("recipe") == result["recipe"]}
+            write_result(name, {**made, "seeds": [done[key] for key in sorted(done)]})
         results = [done[key] for key in sorted(done)]
     print(f"\nmean over seeds {', '.join(str(result['seed']) for result in results)}; columns: {', '.join(SHOWN)}")
     for name in results[0]["systems"]:

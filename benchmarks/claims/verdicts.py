@@ -1,4 +1,4 @@
-"""From differences to words. The rules were set before any run at full size; nothing here knows a result.
+"""From differences to words. The rules were set before two of three seeds were run; nothing here knows a result.
 
 A difference is *better* or *worse* when it comes from three seeds or more, its 95 % interval excludes 0, and its p-value does
 after Holm's correction for all that is tested. It is *small* when its whole interval lies within the figure's margin, *large*

@@ -1,4 +1,4 @@
-"""The simple scorers that a distilled one has to beat, fitted on the same rows."""
+"""The simple scorers that a distilled one has to beat, fitted on the same rows and calibrated as it is."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 
 from efficient_empathy.dialogues.types import Example
+from efficient_empathy.distill.calibration import fit_calibration
 
 _RIDGE_ALPHAS = np.logspace(-2, 4, 13)
 
@@ -33,13 +34,24 @@ def tfidf_ridge(train: Sequence[Example], labels: np.ndarray, test: Sequence[Exa
 
 
 def ridge(train: Any, labels: np.ndarray, test: Any) -> np.ndarray:
-    """Ridge regression, strength by cross-validation inside the training rows, each dimension its own; float (n, d)."""
-    from sklearn.linear_model import RidgeCV
-    from sklearn.model_selection import KFold
+    """Ridge regression, strength by cross-validation inside the training rows, each dimension its own; float (n, d).
+
+    Predictions crowd round the mean, and a threshold would call too few of them high or low. Where they tell anything of rows that
+    were left out, they are given the labels' mean and spread by these: a scorer that is calibrated is compared with its like.
+    """
+    from sklearn.linear_model import Ridge, RidgeCV
+    from sklearn.model_selection import KFold, cross_val_predict
 
     folds = KFold(5, shuffle=True, random_state=0)
-    columns = [RidgeCV(_RIDGE_ALPHAS, cv=folds).fit(train, column).predict(test) for column in labels.T]
-    return np.stack(columns, axis=1)
+    columns = []
+    for column in labels.T:
+        model = RidgeCV(_RIDGE_ALPHAS, cv=folds).fit(train, column)
+        left_out = cross_val_predict(Ridge(model.alpha_), train, column, cv=folds)
+        found = model.predict(test)[:, None]
+        if np.cov(left_out, column)[0, 1] > 0:
+            found = fit_calibration(left_out[:, None], column[:, None]).apply(found)
+        columns.append(found)
+    return np.concatenate(columns, axis=1)
 
 
 def _context(example: Example) -> str:

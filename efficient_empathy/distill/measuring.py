@@ -45,7 +45,7 @@ def measure(
 ) -> dict[str, Any]:
     """Agreement with the judge on the held-out rows, of the scorer and of three baselines fitted on the same rows.
 
-    The baselines' scores are held within their scales, as the scorer's are.
+    The baselines' scores are calibrated and held within their scales, as the scorer's are.
 
     Args:
         found: scores of the held-out rows by the scorer's tiers, each (held-out rows, d).

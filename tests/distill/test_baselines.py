@@ -18,7 +18,18 @@ def test_ridge_finds_a_line_and_nothing_in_noise():
     labels = np.stack([3 + 2 * x[:, 0], rng.normal(size=200)], axis=1)
     found = ridge(x, labels, unseen)
     np.testing.assert_allclose(found[:, 0], 3 + 2 * unseen[:, 0], atol=0.05)
-    assert np.abs(found[:, 1]).max() < 0.5  # the spread of the noise is 1
+    assert np.abs(found[:, 1]).max() < 0.5  # the spread of the noise is 1, and it is not stretched to that
+
+
+def test_what_is_half_known_is_given_the_spread_of_the_labels():
+    rng = np.random.default_rng(1)
+    x, unseen = rng.normal(size=(400, 3)), rng.normal(size=(2000, 3))
+    labels = (5 + x[:, 0] + 2 * rng.normal(size=400))[:, None]
+    found = ridge(x, labels, unseen)
+    # The line explains a fifth of the variance, so plain predictions have under half of the labels' spread.
+    assert found.std() == pytest.approx(labels.std(), rel=0.1)
+    assert found.mean() == pytest.approx(labels.mean(), abs=0.25)
+    assert spearman(found[:, 0], unseen[:, 0]) > 0.95
 
 
 def test_words_that_decide_are_found(make_synthetic):
