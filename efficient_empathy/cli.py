@@ -126,8 +126,16 @@ def _by_parameter(ctx: click.Context, path: Path, values: Mapping[str, Any]) -> 
             options = ", ".join(sorted({_names(p)[0] for p in ctx.command.params} - {"config"}))
             raise EmpathyError(f"--config: '{path}' sets '{key}', which this command does not have. It has: {options}.")
         takes_many = parameter.nargs != 1 or getattr(parameter, "multiple", False)
-        by_name[parameter.name] = [value] if takes_many and not isinstance(value, list) else value
+        if isinstance(value, Mapping) or (isinstance(value, list) and not takes_many):
+            raise EmpathyError(f"--config: '{path}' gives '{key}' several values; it takes one.")
+        given = [_as_typed(one) for one in value] if isinstance(value, list) else _as_typed(value)
+        by_name[parameter.name] = [given] if takes_many and not isinstance(given, list) else given
     return by_name
+
+
+def _as_typed(value: Any) -> Any:
+    """A YAML value as a flag would have it, so that it is read and refused like one."""
+    return value if value is None or isinstance(value, bool) else str(value)
 
 
 def _names(parameter: click.Parameter) -> list[str]:

@@ -207,6 +207,22 @@ def test_a_value_of_the_wrong_kind_in_the_file_is_refused(tmp_path, rows):
     assert "'warm' is not a valid float" in result.stderr
 
 
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("threads: 1.5\n", "'1.5' is not a valid integer"),
+        ("threshold: [5]\n", "gives 'threshold' several values; it takes one"),
+        ("threshold: {at: 5}\n", "gives 'threshold' several values; it takes one"),
+    ],
+)
+def test_a_value_in_the_file_is_read_as_the_flag_s_would_be(tmp_path, rows, content, message):
+    config = tmp_path / "filter.yaml"
+    config.write_text(content)
+    result = ee("filter", "--config", config, "--scorer", "x", rows, "-o", tmp_path / "out")
+    assert result.returncode == 2
+    assert message in result.stderr
+
+
 def test_an_empty_file_sets_nothing(tmp_path):
     config = tmp_path / "empty.yaml"
     config.write_text("# nothing yet\n")

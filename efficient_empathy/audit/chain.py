@@ -109,7 +109,7 @@ class Chain:
         if not sha256:
             return Link(what, name, UNKNOWN)
         if (what, sha256) not in self._known:
-            self._known[what, sha256] = self._found(what, name, sha256, self._places.holding(sha256))
+            self._known[what, sha256] = self._found(what, name, sha256, self._places.holding(what, sha256))
         return self._known[what, sha256]
 
     def _inputs(self, records: Iterable[Mapping[str, Any]], are_paths: bool = False) -> Iterator[Link]:

@@ -4,6 +4,7 @@ import os
 from collections.abc import Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 from efficient_empathy.errors import EmpathyError
 from efficient_empathy.manifest import MANIFEST, read_manifest_file, sha256_file
@@ -32,9 +33,9 @@ class Places:
         """The folder whose manifest has this SHA-256."""
         return self._by_digest.get(digest)
 
-    def holding(self, sha256: str) -> Path | None:
-        """A folder whose manifest vouches for a file with this SHA-256."""
-        return self._by_file.get(sha256)
+    def holding(self, kind: str, sha256: str) -> Path | None:
+        """A folder of some kind whose manifest vouches for a file with this SHA-256; not for one of a folder inside it."""
+        return self._by_file.get((kind, sha256))
 
     def labels(self, sha256: str) -> Path | None:
         """The manifest of a label file with this SHA-256."""
@@ -97,20 +98,26 @@ class Places:
         return {digest: folder for digest, folder in digests if digest is not None}
 
     @cached_property
-    def _by_file(self) -> dict[str, Path]:
-        return {sha256: path.parent for path in reversed(self._manifests) for sha256 in _vouched(path)}
+    def _by_file(self) -> dict[tuple[str, str], Path]:
+        records = [(path, _record(path)) for path in reversed(self._manifests)]
+        return {
+            (record["kind"], sha256): path.parent
+            for path, record in records
+            for name, sha256 in record["files"].items()
+            if "/" not in name
+        }
 
     @cached_property
     def _labels(self) -> dict[str, Path]:
         found = [path for folder in self._folders for path in sorted(folder.glob("*.manifest.json"))]
-        return {sha256: path for path in reversed(found) for sha256 in _vouched(path)}
+        return {sha256: path for path in reversed(found) for sha256 in _record(path)["files"].values()}
 
 
-def _vouched(path: Path) -> list[str]:
+def _record(path: Path) -> dict[str, Any]:
     try:
-        return list(read_manifest_file(path)["files"].values())
+        return read_manifest_file(path)
     except (EmpathyError, OSError):
-        return []  # not a folder of ours, or a broken one: it is no place to find things in
+        return {"kind": "", "files": {}}  # not a folder of ours, or a broken one: it is no place to find things in
 
 
 def _walk(root: Path, depth: int) -> Iterator[Path]:

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import orjson
 
@@ -20,7 +20,7 @@ def count_rows(path: Path) -> int:
             return int(pq.ParquetFile(path).metadata.num_rows)
         except (pa.ArrowException, OSError) as error:
             raise EmpathyError(f"cannot read '{path}': {error}. Copy or write the folder again.") from error
-    with open(path, "rb") as file:
+    with _opened(path) as file:
         return sum(1 for _ in file)
 
 
@@ -39,11 +39,18 @@ def read_rows(path: Path, containing: str | None = None) -> Iterator[tuple[int, 
         return
     # The id as JSON has it, since it may hold quotes or line ends.
     needles = {orjson.dumps(containing)[1:-1], containing.encode()} if containing is not None else {b""}
-    with open(path, "rb") as file:
+    with _opened(path) as file:
         for number, line in enumerate(file, 1):
             # Rows keep the bytes that they came in with: an id may be written there with \u escapes.
             if any(needle in line for needle in needles) or (containing is not None and b"\\u" in line):
                 yield number, _object(path, number, line)
+
+
+def _opened(path: Path) -> BinaryIO:
+    try:
+        return open(path, "rb")
+    except OSError as error:
+        raise EmpathyError(f"cannot read '{path}': {error.strerror}. Check the folder with: ee-cli verify") from error
 
 
 def _object(path: Path, number: int, line: bytes) -> dict[str, Any]:

@@ -21,7 +21,7 @@ from efficient_empathy.experts.models import choose_device, position_limit
 from efficient_empathy.experts.module import CsvLog, KeepBest, ResponseData, ResponseModule, Resumable
 from efficient_empathy.experts.options import DeviceOptions, FitOptions
 from efficient_empathy.experts.rendering import Renderer
-from efficient_empathy.experts.subsets import Chosen, some
+from efficient_empathy.experts.subsets import Chosen, data_name, some
 from efficient_empathy.gpu_memory import within_memory
 from efficient_empathy.manifest import canonical_json, sha256_bytes, versions
 
@@ -224,7 +224,7 @@ def _tensorboard(folder: Path) -> Any:
 def data_facts(data: Sequence[str], prepared: Prepared) -> dict[str, Any]:
     """What a training read, used, refused and cut."""
     return {
-        "from": [Path(name).name or name for name in data],
+        "from": [data_name(name) for name in data],
         "read": prepared.chosen.read,
         "rejected": prepared.chosen.rejected,
         "selection": prepared.chosen.selection,

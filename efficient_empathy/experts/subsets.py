@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from efficient_empathy.dialogues import stream_examples
+from efficient_empathy.dialogues.paths import shown_path
 from efficient_empathy.dialogues.types import Example
 from efficient_empathy.distill.conversations import conversation_name
 from efficient_empathy.errors import EmpathyError
@@ -67,7 +68,8 @@ def choose(data: Sequence[str], control: Control, holdout: float, seed: int) -> 
     kept, held_out = _split(mine, holdout)
     if not kept:
         raise EmpathyError(
-            f"{', '.join(data)} holds {len(mine)} examples, and none is left to train on beside those held out. Give more."
+            f"{', '.join(map(shown_path, data))} holds {len(mine)} examples, and none is left to train on beside those held "
+            "out. Give more."
         )
     train = kept
     if control != "none":
@@ -94,12 +96,17 @@ def _read(data: Iterable[str], rejected: Counter[str]) -> dict[str, list[Example
 
 def _counts(read: Mapping[str, Sequence[Example]]) -> dict[str, int]:
     """How many examples each folder or file gave; those that share both names are counted together."""
-    twice = Counter(Path(name).name for name in read)
+    twice = Counter(map(data_name, read))
     found: Counter[str] = Counter()
     for name, examples in read.items():
-        path = Path(name)
-        found["/".join(path.parts[-2:]) if twice[path.name] > 1 else path.name or name] += len(examples)
+        short = data_name(name)
+        found["/".join(Path(shown_path(name)).parts[-2:]) if twice[short] > 1 else short] += len(examples)
     return dict(found)
+
+
+def data_name(name: str) -> str:
+    """What a folder or file of data is called in records: its name alone; of a URL without what may be secret."""
+    return Path(shown_path(name)).name or name
 
 
 def _split(examples: Iterable[Example], share: float) -> tuple[list[Example], list[Example]]:

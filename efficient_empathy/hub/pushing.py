@@ -4,12 +4,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import orjson
-
 from efficient_empathy.audit.files import check_files, open_folder
 from efficient_empathy.errors import EmpathyError, require
 from efficient_empathy.hub.client import check_names, hub, is_offline, saying, vouched_files
-from efficient_empathy.manifest import MANIFEST
+from efficient_empathy.manifest import MANIFEST, read_manifest_file
 
 _MAIN = "main"
 
@@ -99,8 +97,8 @@ def _stale(api: Any, plan: Push) -> list[str]:
     except (errors.EntryNotFoundError, errors.RevisionNotFoundError):
         return []
     try:
-        vouched = set(orjson.loads(Path(path).read_bytes())["files"]) - plan.files.keys()
-    except (orjson.JSONDecodeError, KeyError, TypeError):
+        vouched = read_manifest_file(Path(path))["files"].keys() - plan.files.keys()
+    except EmpathyError:
         return []  # a manifest of something else: what it names is not ours to remove
     there = set(api.list_repo_files(plan.repo, revision=plan.revision))
     return sorted(vouched & there)

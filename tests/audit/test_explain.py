@@ -6,6 +6,7 @@ from click.testing import CliRunner
 
 from efficient_empathy.audit.commands import explain_command
 from efficient_empathy.audit.explaining import describe, explain
+from efficient_empathy.audit.finding import _is_rejected_row
 from efficient_empathy.audit.reasons import at_thresholds, nearest_moves, threshold_words, why
 from efficient_empathy.errors import EmpathyError
 from efficient_empathy.manifest import read_manifest, write_manifest
@@ -118,6 +119,19 @@ def test_a_conversation_of_pairs_gives_all_of_its_examples(make_run, tmp_path, c
     (rejected, *found), _ = explain(make_run(container=container), "hit:1")
     assert [one.id for one in found] == ["p0", "p1"]
     assert (rejected.id, rejected.rejected["reason"]) == (f"{tmp_path}/rows.jsonl:4", "unknown-format")
+
+
+def test_a_rejected_row_whose_id_is_written_with_escapes():
+    row = {"file": "rows.jsonl", "line": 1, "raw": '{"id": "caf\\u00e9-1", "messages": []}'}
+    assert _is_rejected_row(row, "café-1")
+    assert not _is_rejected_row(row, "café-2")
+
+
+def test_a_part_that_is_missing_is_one_sentence(make_run):
+    folder = make_run()
+    (folder / "discarded" / "part-00000.jsonl").unlink()
+    with pytest.raises(EmpathyError, match=r"part-00000\.jsonl.*ee-cli verify"):
+        explain(folder, "warm")
 
 
 def test_an_unknown_id_and_those_like_it(make_run):

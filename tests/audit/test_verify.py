@@ -246,6 +246,16 @@ def test_a_mixture_s_experts_are_those_of_its_router(make_mixture, make_evaluati
     assert links(verify(make_pairwise())) == ["answers: same", "  base: recorded"] * 2
 
 
+def test_a_mixture_is_not_taken_for_an_expert_inside_it(make_mixture):
+    mixture = make_mixture()
+    files = read_manifest(mixture)["files"]
+    name, sha256 = next((n, digest) for n, digest in files.items() if n.endswith("adapter_model.safetensors"))
+    found = places.Places(mixture / "router.safetensors")
+    assert found.holding("expert", sha256) == mixture / Path(name).parent
+    assert found.holding("mixture", sha256) is None
+    assert found.holding("mixture", files["router.safetensors"]) == mixture
+
+
 def test_a_neighbour_that_may_not_be_read_is_passed_over(make_run, tmp_path, monkeypatch):
     run = make_run()
     private = tmp_path.parent / "neighbour"

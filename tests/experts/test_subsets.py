@@ -6,7 +6,7 @@ import shutil
 import pytest
 
 from efficient_empathy.errors import EmpathyError
-from efficient_empathy.experts.subsets import choose, held_out_conversation
+from efficient_empathy.experts.subsets import choose, data_name, held_out_conversation
 
 
 def ids(examples):
@@ -56,6 +56,14 @@ def test_folders_of_one_name_are_counted_apart(subsets, tmp_path):
     deeper = tmp_path / "deeper" / "other" / "sensibility"
     shutil.copytree(other, deeper)
     assert choose([*data, str(deeper)], "none", 0.2, 0).read == {**counts, "other/sensibility": 2}
+
+
+@pytest.mark.parametrize(
+    ("given", "name"),
+    [("https://me:pass@host/d/x.jsonl?sig=SECRET", "x.jsonl"), ("runs/sensibility/", "sensibility"), (".", ".")],
+)
+def test_what_is_kept_of_the_name_of_data(given, name):
+    assert data_name(given) == name
 
 
 def test_full_and_union(subsets):

@@ -8,7 +8,7 @@ import pytest
 
 from efficient_empathy.audit.verifying import verify
 from efficient_empathy.errors import EmpathyError
-from efficient_empathy.hub.client import check_names, vouched_files
+from efficient_empathy.hub.client import check_names, saying, vouched_files
 from efficient_empathy.hub.pulling import pull
 from efficient_empathy.manifest import read_manifest, read_origin, sha256_file, write_manifest
 from efficient_empathy.scorer.scorer import Scorer
@@ -126,6 +126,16 @@ def test_files_of_an_earlier_push_go_and_those_of_others_stay(scorer, hub_server
     there = repo.commits[repo.branches["try"]]
     assert "more.onnx" not in there
     assert there["LICENSE"] == b"theirs"
+    # A manifest of something else names what is not ours to remove.
+    repo.commit("try", {"manifest.json": b'{"files": ["LICENSE"]}', "LICENSE": b"theirs"})
+    assert ee("push", scorer, REPO, "--revision", "try").returncode == 0
+    assert repo.commits[repo.branches["try"]]["LICENSE"] == b"theirs"
+
+
+def test_a_transfer_that_breaks_off_is_one_sentence():
+    with pytest.raises(EmpathyError, match=r"cannot pull 'me/x': the transfer broke off \(RuntimeError\)"):  # noqa: SIM117
+        with saying("pull 'me/x'"):
+            raise RuntimeError("Data processing error: CAS service error")
 
 
 def test_what_was_changed_is_neither_pushed_nor_kept(scorer, hub_server, ee, tmp_path):
