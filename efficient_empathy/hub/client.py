@@ -104,15 +104,16 @@ def saying(doing: str) -> Iterator[None]:
         raise EmpathyError(
             f"cannot {doing}: {type(error).__name__}. Check the name, the connection and HF_ENDPOINT."
         ) from error
-    except (RuntimeError, *_xet_errors(errors)) as error:  # hf_xet raises plain ones where a transfer breaks off
+    except _transfer_errors(errors) as error:  # hf_xet raises plain ones where a transfer breaks off
         raise EmpathyError(f"cannot {doing}: the transfer broke off ({type(error).__name__}). Try again.") from error
     except OSError as error:  # a full disk, a cache that cannot be written to
         raise EmpathyError(f"cannot {doing}: {error.strerror or error}. Mend that and try again.") from error
 
 
-def _xet_errors(errors: Any) -> list[type[Exception]]:
-    """The client's own errors of that kind of transfer, where it has them."""
-    return [kind for name in ("XetError", "XetDownloadError") if (kind := getattr(errors, name, None)) is not None]
+def _transfer_errors(errors: Any) -> tuple[type[Exception], ...]:
+    """What comes of transfers over Xet: plain errors, and the client's own where it has them."""
+    own = (getattr(errors, name, None) for name in ("XetError", "XetDownloadError"))
+    return (RuntimeError, *(kind for kind in own if kind is not None))
 
 
 def _status(error: Any) -> str:
