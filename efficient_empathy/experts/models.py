@@ -75,7 +75,7 @@ def load_language_model(source: str = DEFAULT_BASE, options: LoadOptions | None 
         module, _, function = _LOADERS[kind].partition(":")
         load: Callable[[Path, str | None, str], LanguageModel] = getattr(importlib.import_module(module), function)
         return load(folder, options.base, device)
-    if options.base is not None:
+    if options.base not in (None, source):
         raise EmpathyError(
             f"--base {options.base}: that is what an expert or a mixture stands on, and '{source}' is neither. Name a base model "
             "with --model."

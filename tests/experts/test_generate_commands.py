@@ -51,7 +51,7 @@ def test_answers_that_were_damaged_are_made_again(tiny_lm, contexts, tmp_path, c
 
 def test_a_base_model_is_not_named_by_base(tiny_lm, contexts, tmp_path):
     with pytest.raises(EmpathyError, match="Name a base model with --model"):
-        _run(contexts, "--model", tiny_lm, "--base", tiny_lm, "-o", tmp_path / "out")
+        _run(contexts, "--model", tiny_lm, "--base", "some/model", "-o", tmp_path / "out")
 
 
 def test_an_instruction_of_none(tiny_lm, contexts, tmp_path):
