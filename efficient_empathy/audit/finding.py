@@ -77,7 +77,7 @@ def _is_rejected_row(row: Mapping[str, Any], name: str) -> bool:
     if path and line == str(row["line"]) and path in (row["file"], os.path.basename(row["file"])):
         return True
     if name not in row["raw"] and "\\u" not in row["raw"]:
-        return False  # an id may be written there with \\u escapes
+        return False  # an id may be written there with \u escapes
     try:
         raw = orjson.loads(row["raw"])
     except orjson.JSONDecodeError:

@@ -15,13 +15,13 @@ from efficient_empathy.distill.asking import Interview, Outcome, Progress, ask_a
 from efficient_empathy.distill.choosing import choose_examples
 from efficient_empathy.distill.judges import Judge, open_judge
 from efficient_empathy.distill.label_report import LabelPlan, LabelReport
-from efficient_empathy.distill.labels import LABELS, beside, check_label_name, label_lines, label_manifest
+from efficient_empathy.distill.labels import LABELS, beside, check_label_name, label_lines, label_manifest, write_labels
 from efficient_empathy.distill.options import JudgeOptions
 from efficient_empathy.distill.pricing import Price, check_limit, find_price
 from efficient_empathy.distill.rubric import Rubric
 from efficient_empathy.distill.store import LabelStore, StoredAnswer, answer_key
 from efficient_empathy.errors import EmpathyError
-from efficient_empathy.manifest import sha256_bytes, versions, write_atomic, write_manifest_file
+from efficient_empathy.manifest import sha256_bytes, versions, write_manifest_file
 from efficient_empathy.scorer.runfolder import hashed_inputs
 
 
@@ -76,10 +76,10 @@ def label(
         judge.close()
     report = _report(out, job, outcome, attempts)
     body = _manifest_body(report, job, judge, mode, attempts)
-    labels = label_lines(_rows(job, judge, outcome))
+    rows = list(_rows(job, judge, outcome))
     # The manifest first: by it a label file in a folder of dialogues is told from them, wherever a run is killed.
-    write_manifest_file(label_manifest(out), LABELS, body, {out.name: sha256_bytes(labels)})
-    write_atomic(out, labels)
+    write_manifest_file(label_manifest(out), LABELS, body, {out.name: sha256_bytes(label_lines(rows))})
+    write_labels(out, rows)
     return report
 
 

@@ -77,8 +77,8 @@ class Retries:
 
         Args:
             call: sends the question.
-            on_lost: told of each attempt that ends in a timeout, a lost connection or HTTP 502, 503 or 504; where it says no,
-                that attempt is the last.
+            on_lost: told of each attempt that was sent and ends in a timeout, a lost connection or HTTP 502, 503 or 504; where it
+                says no, that attempt is the last.
 
         Raises:
             openai.APIError: the last attempt's error, or the first that no repetition can mend.

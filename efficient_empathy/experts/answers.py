@@ -152,9 +152,9 @@ def _prepare(job: AnswerJob, model: LanguageModel, paths: Sequence[str]) -> dict
             "Choose another folder with -o, or start over in this one with --overwrite."
         )
     if old is not None and job.overwrite:
-        runfolder.wipe(job.out, old)
         with writing(job.out):
             (job.out / ANSWERS_FILE).unlink(missing_ok=True)
+        runfolder.wipe(job.out, old)
     runfolder.remove_leftovers(job.out)
     if plan != old or job.overwrite:
         runfolder.write_plan(job.out, plan)

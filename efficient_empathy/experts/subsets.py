@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from efficient_empathy.dialogues import stream_examples
-from efficient_empathy.dialogues.paths import shown_path
+from efficient_empathy.dialogues.paths import base_name, shown_path
 from efficient_empathy.dialogues.types import Example
 from efficient_empathy.distill.conversations import conversation_name
 from efficient_empathy.errors import EmpathyError
@@ -106,7 +106,7 @@ def _counts(read: Mapping[str, Sequence[Example]]) -> dict[str, int]:
 
 def data_name(name: str) -> str:
     """What a folder or file of data is called in records: its name alone; of a URL without what may be secret."""
-    return Path(shown_path(name)).name or name
+    return base_name(name.rstrip("/")) or name
 
 
 def _split(examples: Iterable[Example], share: float) -> tuple[list[Example], list[Example]]:

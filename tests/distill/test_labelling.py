@@ -206,7 +206,7 @@ def test_killed_while_it_writes_the_same_command_goes_on(pool, options, judge_se
         raise KeyboardInterrupt
 
     folder = pool.parent
-    writes = {"the manifest": "write_manifest_file", "the labels": "write_atomic"}
+    writes = {"the manifest": "write_manifest_file", "the labels": "write_labels"}
     with monkeypatch.context() as patch:
         patch.setattr(labelling, writes[last], killed)
         with pytest.raises(KeyboardInterrupt):

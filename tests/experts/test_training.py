@@ -345,17 +345,19 @@ def test_only_the_first_process_of_several_says_what_came_of_it(subsets, tiny_lm
 
 
 def test_as_many_examples_are_shown_as_were_asked_for(subsets, tiny_lm, tmp_path):
-    arguments = [
-        "--data",
-        str(subsets / "sensibility"),
-        "--base",
-        str(tiny_lm),
-        "--max-length",
-        "128",
+    arguments = ["--data", str(subsets / "sensibility"), "--base", str(tiny_lm), "--max-length", "128"]
+    arguments += [
         "--holdout",
         "0.2",
+        "--batch-size",
+        "4",
+        "--accumulate",
+        "2",
+        "--show-batch",
+        "9",
+        "-o",
+        str(tmp_path / "e"),
     ]
-    arguments += ["--batch-size", "4", "--accumulate", "2", "--show-batch", "9", "-o", str(tmp_path / "e")]
     shown = CliRunner().invoke(train_expert_command, arguments, catch_exceptions=False).stdout
     assert shown.count("<|assistant|>") >= 9
     assert not (tmp_path / "e").exists()
