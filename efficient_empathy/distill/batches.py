@@ -44,12 +44,20 @@ def split_by_conversation(
 
 
 class EncodedRows(Dataset[int]):
-    """Row numbers; the collate function turns a batch of them into tensors, padded to the longest of that batch."""
+    """Row numbers; the collate function turns a batch of them into tensors, padded to the longest of that batch.
 
-    def __init__(self, encoded: Encoded, targets: np.ndarray, pad: int):
+    Args:
+        encoded: the rows.
+        targets: probabilities that the score is more than each point, (n, points).
+        pad: token that fills batches up.
+        states: a teacher's states of each row, (n, states), NaN for rows without; None where no row has any.
+    """
+
+    def __init__(self, encoded: Encoded, targets: np.ndarray, pad: int, states: np.ndarray | None = None):
         self.encoded = encoded
         self.targets = torch.from_numpy(np.asarray(targets, np.float32))
         self.pad = pad
+        self.states = None if states is None else torch.from_numpy(np.asarray(states, np.float32))
 
     def __len__(self) -> int:
         return len(self.encoded.ids)
@@ -58,16 +66,21 @@ class EncodedRows(Dataset[int]):
         return row
 
     def with_rows(self, more: "EncodedRows") -> "EncodedRows":
-        """These rows and some more after them."""
+        """These rows, which have no states, and some more after them."""
         starts = np.concatenate([self.encoded.response_starts, more.encoded.response_starts])
         encoded = Encoded([*self.encoded.ids, *more.encoded.ids], starts)
-        return EncodedRows(encoded, torch.cat([self.targets, more.targets]).numpy(), self.pad)
+        targets = torch.cat([self.targets, more.targets]).numpy()
+        if more.states is None:
+            return EncodedRows(encoded, targets, self.pad)
+        none = torch.full((len(self), more.states.shape[1]), torch.nan)
+        return EncodedRows(encoded, targets, self.pad, torch.cat([none, more.states]).numpy())
 
     def collate(self, rows: list[int]) -> Batch:
-        """Tensors of some rows: the encoder's inputs, ``targets`` (rows, points), ``rows`` (rows,)."""
+        """Tensors of some rows: the encoder's inputs, ``targets`` (rows, points), ``rows`` (rows,), ``states`` (rows, states)."""
         batch = {name: torch.from_numpy(array) for name, array in self.encoded.batch(rows, self.pad).items()}
         index = torch.tensor(rows)
-        return {**batch, "targets": self.targets[index], "rows": index}
+        batch |= {"targets": self.targets[index], "rows": index}
+        return batch if self.states is None else {**batch, "states": self.states[index]}
 
 
 class LikeLengths(Sampler[list[int]]):

@@ -77,10 +77,24 @@ def probabilities(student: Student, encoded: Encoded, pad: int) -> np.ndarray:
     Computed where and in the precision that students are trained: on a GPU where there is one, in bf16 where it pays. The student
     is on the CPU afterwards.
     """
+    return _as_trained(student, student.probabilities, encoded, pad)
+
+
+def probabilities_and_states(student: Student, encoded: Encoded, pad: int) -> np.ndarray:
+    """As ``probabilities``, and beside them the pooled states that they come from, float32 (n, points + 2 * hidden)."""
+
+    def run(**inputs: torch.Tensor) -> torch.Tensor:
+        pooled = student.pooled(**inputs)
+        return torch.cat([torch.sigmoid(student.logits(pooled)), pooled], 1)
+
+    return _as_trained(student, run, encoded, pad)
+
+
+def _as_trained(student: Student, run: Callable[..., torch.Tensor], encoded: Encoded, pad: int) -> np.ndarray:
     device = "cuda" if torch.cuda.is_available() else "cpu"
     student.to(device)
     with torch.autocast(device, torch.bfloat16, enabled=choose_precision() == "bf16-mixed"):
-        found = _in_batches(student, student.probabilities, encoded, pad)
+        found = _in_batches(student, run, encoded, pad)
     student.cpu()
     return found
 

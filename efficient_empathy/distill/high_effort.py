@@ -1,8 +1,9 @@
 """``--effort high``: the unlabelled dialogues teach too, and what ships is still one student of the same size.
 
 1. Several teachers are tuned on the labels, from different seeds; they may be made from a larger encoder than the scorer.
-2. Their mean probabilities for pool examples become labels of a second kind, soft ones.
-3. One student learns from those and the judge's labels together.
+2. Their mean probabilities for pool examples become labels of a second kind, soft ones; so do the states that those come from.
+3. One student learns from those and the judge's labels together. All epochs are trained: the held-out rows are too few to choose
+   between them, and such a choice cost more than it gave.
 
 Each teacher's ratings, and then the student, are kept in ``OUT.work/`` until the scorer folder is there: a run that was killed
 repeats the training that it was at, and all that follows the trainings.
@@ -20,17 +21,16 @@ import torch
 from efficient_empathy.dialogues.types import Example
 from efficient_empathy.distill.backbone import Backbone, open_backbone
 from efficient_empathy.distill.batches import EncodedRows
-from efficient_empathy.distill.export import probabilities
+from efficient_empathy.distill.export import probabilities, probabilities_and_states
 from efficient_empathy.distill.settings import DistillOptions, TrainingOptions
 from efficient_empathy.distill.stages import Stages
 from efficient_empathy.distill.student import Student
 from efficient_empathy.distill.students import Split, TrainedStudent, facts_of, new_student
-from efficient_empathy.distill.training import Trained, train_student
+from efficient_empathy.distill.training import train_student
 from efficient_empathy.manifest import versions
 from efficient_empathy.scorer.artifact import Scale
 from efficient_empathy.scorer.encoding import Encoder
 
-_WEIGHTS = "student."
 _log = logging.getLogger(__name__)
 
 
@@ -58,46 +58,37 @@ def train_high(
     chosen = [pool[index] for index in drawn]
     stages = Stages(work, versions("torch", "transformers"))
     teachers = _choose_teachers(backbone, options)
-    ratings = _mean_ratings(split, chosen, scales, teachers, stages)
+    ratings, states = _mean_ratings(split, chosen, scales, teachers, stages)
     rated = Encoder(backbone.tokenizer, backbone.encoding).encode(chosen)
     student = new_student(backbone, scales, training.dropout, options.seed)
-    both = labelled.with_rows(EncodedRows(rated, ratings, labelled.pad))
-    trained = _train_final(student, both, validation, plan.student_training(training), options.seed, stages)
+    both = labelled.with_rows(EncodedRows(rated, ratings, labelled.pad, states))
+    shorter = plan.student_training(training)
+    _train_final(student, both, shorter, options.seed, stages)
+    found = probabilities(student, validation.encoded, labelled.pad)
+    outputs = student.expected(torch.from_numpy(found)).numpy()
     facts = {
-        **facts_of(student, trained),
+        **facts_of(student, shorter.epochs, shorter.epochs),
         "teachers": len(teachers.seeds),
         "rated_pool_examples": len(chosen),
     }
-    return TrainedStudent(student, split, trained.outputs, trained.best_epoch, facts)
+    return TrainedStudent(student, split, [outputs], 0, facts)
 
 
-def _train_final(
-    student: Student,
-    rows: EncodedRows,
-    validation: EncodedRows,
-    training: TrainingOptions,
-    seed: int,
-    stages: Stages,
-) -> Trained:
+def _train_final(student: Student, rows: EncodedRows, training: TrainingOptions, seed: int, stages: Stages) -> None:
     """Tune the student that ships, in place, or take it as an earlier run left it."""
 
     def train() -> dict[str, torch.Tensor]:
-        trained = train_student(student, rows, validation, training, seed, "student")
-        weights = {_WEIGHTS + name: value for name, value in student.state_dict().items()}
-        outputs = torch.from_numpy(np.stack(trained.outputs))
-        return {"outputs": outputs, "best_epoch": torch.tensor(trained.best_epoch), **weights}
+        train_student(student, rows, None, training, seed, "student")
+        return student.state_dict()
 
+    learnt = [rows.targets.numpy(), *([] if rows.states is None else [rows.states.numpy()])]
     depends = {
         "start": _digest_of_weights(student),
-        "rows": _digest([*rows.encoded.ids, rows.targets.numpy()]),
-        "validation": _digest([*validation.encoded.ids, validation.targets.numpy()]),
+        "rows": _digest([*rows.encoded.ids, *learnt]),
         "training": asdict(training),
     }
-    found = stages.tensors("student", depends, train)
-    weights = {name.removeprefix(_WEIGHTS): value for name, value in found.items() if name.startswith(_WEIGHTS)}
-    student.load_state_dict(weights)
+    student.load_state_dict(stages.tensors("student", depends, train))
     student.eval()
-    return Trained(list(found["outputs"].numpy()), int(found["best_epoch"]))
 
 
 @dataclass(frozen=True)
@@ -121,8 +112,12 @@ def _choose_teachers(backbone: Backbone, options: DistillOptions) -> _Teachers:
 
 def _mean_ratings(
     split: Split, chosen: Sequence[Example], scales: tuple[Scale, ...], teachers: _Teachers, stages: Stages
-) -> np.ndarray:
-    """The mean probabilities of the teachers for some examples, float32 (n, points)."""
+) -> tuple[np.ndarray, np.ndarray]:
+    """What the teachers find in some examples: their mean probabilities, float32 (n, points), and mean states, (n, states).
+
+    Teachers of one encoder have their states in common to begin with, so the mean is of like things. Each number of the states is
+    brought to mean 0 and variance 1.
+    """
     backbone, training = teachers.backbone, teachers.training
     labelled, _ = split.encode(scales, backbone)
     rated = Encoder(backbone.tokenizer, backbone.encoding).encode(chosen)
@@ -134,7 +129,7 @@ def _mean_ratings(
         def rate() -> np.ndarray:
             train_student(teacher, labelled, None, training, seed, name)
             _log.info("%s rates %d pool examples", name, len(rated.ids))
-            return probabilities(teacher, rated, labelled.pad)
+            return probabilities_and_states(teacher, rated, labelled.pad)
 
         depends = {
             "start": _digest_of_weights(teacher),
@@ -144,7 +139,9 @@ def _mean_ratings(
         }
         return stages.array(f"ratings-{seed}", depends, rate)
 
-    return np.mean([ratings_of(*one) for one in enumerate(teachers.seeds, 1)], axis=0)
+    found = sum(ratings_of(*one) for one in enumerate(teachers.seeds, 1)) / len(teachers.seeds)
+    ratings, states = np.split(found, [labelled.targets.shape[1]], axis=1)
+    return ratings, (states - states.mean(0)) / (states.std(0) + 1e-6)
 
 
 def _digest_of_weights(student: Student) -> str:

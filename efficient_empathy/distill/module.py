@@ -19,15 +19,25 @@ _WARMUP_SHARE = 0.1
 _LOG_SECONDS = 10.0
 _LOSS_SCALE = 0.3
 """Brings the gradient's usual length to about the clipping length of 1."""
+_STATE_WEIGHT = 1.0
+"""Of the teachers' states in the loss; they have mean 0 and variance 1."""
 
 
 class StudentModule(L.LightningModule):
-    """Trains a student that it is given to say, for each point of each scale, whether the score is more."""
+    """Trains a student that it is given to say, for each point of each scale, whether the score is more.
 
-    def __init__(self, student: Student, options: TrainingOptions):
+    Where teachers' states are given too, a linear layer that is thrown away afterwards has to tell them from the student's: one
+    example then says more of what its teachers see in it than its ratings alone (Romero et al. 2015, FitNets).
+    """
+
+    def __init__(self, student: Student, options: TrainingOptions, states: int = 0):
         super().__init__()
         self.student = student
         self.options = options
+        self.projection = nn.Linear(student.head.in_features, states) if states else None
+        if self.projection is not None:
+            nn.init.zeros_(self.projection.weight)
+            nn.init.zeros_(self.projection.bias)
         self.epochs: list[np.ndarray] = []
         """Expected scores of the validation rows after each epoch, each float32 (n, d)."""
         self._outputs: dict[int, np.ndarray] = {}
@@ -37,10 +47,16 @@ class StudentModule(L.LightningModule):
         self.student.train()
 
     def training_step(self, batch: Batch, _: int) -> Tensor:
-        """Binary cross-entropy summed over the points and averaged over the rows."""
-        logits_BP = self.student.logits(batch["input_ids"], batch["attention_mask"], batch["token_type_ids"])
+        """Binary cross-entropy summed over the points and averaged over the rows, and the states' squared errors."""
+        pooled_B2H = self.student.pooled(batch["input_ids"], batch["attention_mask"], batch["token_type_ids"])
+        logits_BP = self.student.logits(pooled_B2H)
         losses_BP = nn.functional.binary_cross_entropy_with_logits(logits_BP, batch["targets"], reduction="none")
-        return _LOSS_SCALE * losses_BP.sum(1).mean()
+        loss = _LOSS_SCALE * losses_BP.sum(1).mean()
+        if self.projection is None:
+            return loss
+        known_BS = ~batch["states"].isnan()
+        errors_BS = self.projection(pooled_B2H).float() - batch["states"].nan_to_num()
+        return loss + _STATE_WEIGHT * (errors_BS * known_BS).square().mean()
 
     def validation_step(self, batch: Batch, _: int) -> None:
         """Keep the expected scores of the rows."""
@@ -68,9 +84,11 @@ class StudentModule(L.LightningModule):
 
     def configure_optimizers(self) -> Any:
         """AdamW, lower layers slower; linear warm-up, then linear to 0."""
-        optimizer = torch.optim.AdamW(
-            parameter_groups(self.student, self.options), betas=(0.9, 0.98), eps=1e-6, fused=True
-        )
+        groups = parameter_groups(self.student, self.options)
+        if self.projection is not None:
+            rate = self.options.head_learning_rate
+            groups.append({"params": [*self.projection.parameters()], "lr": rate, "weight_decay": 0.0})
+        optimizer = torch.optim.AdamW(groups, betas=(0.9, 0.98), eps=1e-6, fused=True)
         steps = int(self.trainer.estimated_stepping_batches)
         schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, warmup_then_linear(steps))
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}

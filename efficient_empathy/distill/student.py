@@ -58,8 +58,8 @@ class Student(nn.Module):
         self.register_buffer("high", torch.tensor(high, dtype=torch.float32))
         self._has_segments = getattr(encoder.config, "type_vocab_size", 0) > 1
 
-    def logits(self, input_ids: Tensor, attention_mask: Tensor, token_type_ids: Tensor) -> Tensor:
-        """Log-odds that the score is more than each point, (batch, points): what the loss is taken on.
+    def pooled(self, input_ids: Tensor, attention_mask: Tensor, token_type_ids: Tensor) -> Tensor:
+        """The mean states of context and response side by side, (batch, 2 * hidden).
 
         ``token_type_ids`` is 0 in the context and 1 in the response, also for encoders that have no such input.
         """
@@ -69,12 +69,15 @@ class Student(nn.Module):
         hidden_BTH = self.encoder(**inputs).last_hidden_state.float()
         response_BT = attention_mask * token_type_ids
         context_BT = attention_mask - response_BT
-        pooled_B2H = torch.cat([_mean(hidden_BTH, context_BT), _mean(hidden_BTH, response_BT)], 1)
+        return torch.cat([_mean(hidden_BTH, context_BT), _mean(hidden_BTH, response_BT)], 1)
+
+    def logits(self, pooled_B2H: Tensor) -> Tensor:
+        """Log-odds that the score is more than each point, (batch, points): what the loss is taken on."""
         return self.head(self.dropout(pooled_B2H))
 
     def probabilities(self, input_ids: Tensor, attention_mask: Tensor, token_type_ids: Tensor) -> Tensor:
         """Probability that the score is more than each point, (batch, points)."""
-        return torch.sigmoid(self.logits(input_ids, attention_mask, token_type_ids))
+        return torch.sigmoid(self.logits(self.pooled(input_ids, attention_mask, token_type_ids)))
 
     def expected(self, probabilities_BP: Tensor) -> Tensor:
         """Expected scores before calibration, (batch, dimensions)."""

@@ -12,7 +12,7 @@ from efficient_empathy.distill.backbone import Backbone, load_encoder
 from efficient_empathy.distill.batches import EncodedRows
 from efficient_empathy.distill.settings import DistillOptions
 from efficient_empathy.distill.student import Student, exceedances
-from efficient_empathy.distill.training import Trained, choose_precision, train_student
+from efficient_empathy.distill.training import choose_precision, train_student
 from efficient_empathy.errors import EmpathyError
 from efficient_empathy.scorer.artifact import Scale
 from efficient_empathy.scorer.encoding import Encoder
@@ -50,8 +50,9 @@ class TrainedStudent:
     split: Split
     """What it learnt from, and what was held out."""
     outputs: list[np.ndarray]
-    """Expected scores of the held-out rows after each epoch, before calibration, each (n, d)."""
+    """Expected scores of the held-out rows, before calibration, after each epoch that could be chosen, each (n, d)."""
     best_epoch: int
+    """Index into ``outputs``: the epoch whose weights the student has."""
     facts: Mapping[str, Any] = field(default_factory=dict)
     """What the manifest says of the training."""
 
@@ -101,14 +102,15 @@ def train_normal(
     training, validation = split.encode(scales, backbone)
     student = new_student(backbone, scales, options.training.dropout, options.seed)
     trained = train_student(student, training, validation, options.training, options.seed)
-    return TrainedStudent(student, split, trained.outputs, trained.best_epoch, facts_of(student, trained))
+    facts = facts_of(student, len(trained.outputs), trained.best_epoch + 1)
+    return TrainedStudent(student, split, trained.outputs, trained.best_epoch, facts)
 
 
-def facts_of(student: Student, trained: Trained) -> dict[str, Any]:
-    """What the manifest says of any training of a student."""
+def facts_of(student: Student, epochs: int, kept: int) -> dict[str, Any]:
+    """What the manifest says of any training of a student: among others how many epochs, and the weights of which were kept."""
     return {
         "layers": getattr(student.config, "num_hidden_layers", None),
-        "epochs": len(trained.outputs),
-        "best_epoch": trained.best_epoch + 1,
+        "epochs": epochs,
+        "best_epoch": kept,
         "precision": choose_precision(),
     }

@@ -67,14 +67,15 @@ def train_student(
 
     Args:
         student: the model; afterwards it has the weights of its best epoch, or of the last one without validation rows.
-        rows: what it learns from; targets are ``exceedances`` or probabilities of the same kind.
+        rows: what it learns from; targets are ``exceedances`` or probabilities of the same kind. States, where there are any, are
+            learnt from too.
         validation: rows that choose the epoch; None trains all epochs.
         options: epochs, rates and the like.
         seed: of the order of rows and of dropout.
         what: names this training in progress lines.
     """
     student.start_head_at(rows.targets.mean(0).numpy())
-    module = StudentModule(student, options)
+    module = StudentModule(student, options, 0 if rows.states is None else rows.states.shape[1])
     callbacks: list[L.Callback] = [Progress(what)]
     if validation is not None:
         keep = _KeepBest(student.expected(validation.targets).numpy(), options.patience)

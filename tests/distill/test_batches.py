@@ -135,6 +135,15 @@ def test_a_batch_carries_its_rows_and_targets():
     assert batch["token_type_ids"].tolist() == [[0, 1, 0, 0], [0, 0, 1, 1]]
 
 
+def test_rows_without_states_have_none_in_a_batch():
+    first, second = encoded_rows(3), encoded_rows(5)
+    assert "states" not in first.with_rows(second).collate([0])
+    taught = EncodedRows(second.encoded, second.targets.numpy(), 0, np.arange(10.0).reshape(5, 2))
+    states = first.with_rows(taught).collate([4, 0])["states"]
+    assert states[0].tolist() == [2.0, 3.0]
+    assert states[1].isnan().all()
+
+
 def test_rows_are_put_after_one_another():
     first, second = encoded_rows(3), encoded_rows(5)
     both = first.with_rows(second)

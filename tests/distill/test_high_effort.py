@@ -47,7 +47,7 @@ def test_it_makes_a_scorer_folder_of_the_same_form(data, options, tmp_path):
     assert manifest["labels"]["trained_on"] + manifest["labels"]["held_out"] == 100
     training = manifest["training"]
     assert (training["teachers"], training["rated_pool_examples"]) == (2, 60)
-    assert training["epochs"] <= 3
+    assert (training["epochs"], training["best_epoch"]) == (3, 3)  # of the student, by nobody's choice
     assert training["layers"] == 2
     scores = Scorer.load(out, device="cpu").score(data.examples)
     assert ((scores >= 0) & (scores <= 10)).all()
@@ -120,7 +120,7 @@ def test_another_encoder_teaches_and_the_scorer_stays_as_small(
     from efficient_empathy.distill import high_effort
 
     taught, rated, targets = [], [], {}
-    real, real_outputs = high_effort.train_student, high_effort.probabilities
+    real, real_outputs = high_effort.train_student, high_effort.probabilities_and_states
 
     def watched(student, rows, validation, training, *rest):
         taught.append((student.config.model_type, training.learning_rate, rest[-1]))
@@ -132,7 +132,7 @@ def test_another_encoder_teaches_and_the_scorer_stays_as_small(
         return rated[-1]
 
     monkeypatch.setattr(high_effort, "train_student", watched)
-    monkeypatch.setattr(high_effort, "probabilities", rate)
+    monkeypatch.setattr(high_effort, "probabilities_and_states", rate)
     plan = PoolOptions(teachers=1, larger_teachers=2, larger_learning_rate=3e-4, rated_examples=60, student_epochs=1)
     options = tiny_options(tiny_bert, epochs=1, effort="high", pool=plan, teacher=str(tiny_roberta))
     run(data, tmp_path / "scorer", options)
@@ -142,7 +142,7 @@ def test_another_encoder_teaches_and_the_scorer_stays_as_small(
         ("roberta", 3e-4, "teacher 2 of 2, tiny-roberta"),
         ("bert", usual, "student"),
     ]
-    np.testing.assert_allclose(targets["student"][-60:], (rated[0] + rated[1]) / 2, atol=1e-6)
+    np.testing.assert_allclose(targets["student"][-60:], (rated[0] + rated[1])[:, :20] / 2, atol=1e-6)
     manifest = read_manifest(tmp_path / "scorer", "scorer")
     assert (manifest["training"]["teachers"], manifest["options"]["teacher"]) == (2, tiny_roberta.name)
     with pytest.raises(EmpathyError, match="only --effort high has teachers"):
@@ -197,25 +197,32 @@ def test_with_more_wanted_than_there_is_all_of_it_is_rated(data, tiny_roberta, t
 
 
 @pytest.mark.slow
-def test_the_ratings_are_the_mean_of_the_teachers(data, options, tmp_path, monkeypatch):
+def test_ratings_and_states_are_the_mean_of_the_teachers(data, options, tmp_path, monkeypatch):
     from efficient_empathy.distill import high_effort
 
     ratings = []
-    targets = {}
-    real_outputs, real_train = high_effort.probabilities, high_effort.train_student
+    targets, learnt = {}, {}
+    real_outputs, real_train = high_effort.probabilities_and_states, high_effort.train_student
 
     def outputs(*arguments):
         ratings.append(real_outputs(*arguments))
         return ratings[-1]
 
     def train(student, rows, validation, training, seed, what):
-        targets[what] = rows.targets.numpy()
+        targets[what], learnt[what] = rows.targets.numpy(), rows.states
         return real_train(student, rows, validation, training, seed, what)
 
-    monkeypatch.setattr(high_effort, "probabilities", outputs)
+    monkeypatch.setattr(high_effort, "probabilities_and_states", outputs)
     monkeypatch.setattr(high_effort, "train_student", train)
     run(data, tmp_path / "scorer", options)
     labelled = targets["teacher 1 of 2, tiny-bert"]
     np.testing.assert_array_equal(targets["student"][: len(labelled)], labelled)
-    np.testing.assert_allclose(targets["student"][len(labelled) :], (ratings[0] + ratings[1]) / 2, atol=1e-6)
     assert not np.array_equal(ratings[0], ratings[1])
+    mean = (ratings[0] + ratings[1]) / 2
+    points = labelled.shape[1]
+    np.testing.assert_allclose(targets["student"][len(labelled) :], mean[:, :points], atol=1e-6)
+    states = learnt["student"].numpy()
+    assert np.isnan(states[: len(labelled)]).all()  # the teachers know those rows by heart
+    standard = (mean[:, points:] - mean[:, points:].mean(0)) / mean[:, points:].std(0)
+    np.testing.assert_allclose(states[len(labelled) :], standard, atol=1e-3)
+    assert learnt["teacher 1 of 2, tiny-bert"] is None

@@ -106,13 +106,13 @@ def test_calibration_is_a_line_on_the_expected_scores(student, batch):
 
 def test_context_and_response_are_pooled_apart_and_padding_is_not_pooled(student, batch):
     with torch.inference_mode():
-        before = student.logits(**batch)
+        before = student.pooled(**batch)
         other = dict(batch)
         other["token_type_ids"] = 1 - batch["token_type_ids"]
-        assert (student.logits(**other) - before).abs().max() > 1e-3
+        assert (student.pooled(**other) - before).abs().max() > 1e-3
         padded = {name: torch.nn.functional.pad(value, (0, 5)) for name, value in batch.items()}
         padded["input_ids"][:, -5:] = 1 if "roberta" in student.config.model_type else 0
-        torch.testing.assert_close(student.logits(**padded), before, atol=1e-5, rtol=0)
+        torch.testing.assert_close(student.pooled(**padded), before, atol=1e-5, rtol=0)
 
 
 def test_a_seed_names_the_head_s_first_weights(backbone):
@@ -129,10 +129,10 @@ def test_dropout_is_set_and_that_of_the_attention_is_off(backbone, batch):
     still = new_student(backbone, SCALES, 0.0, 0).train()
     still.dropout.p = 0.0
     # Nothing is left that draws lots: training mode gives the same outputs twice.
-    assert torch.equal(still.logits(**batch), still.logits(**batch))
+    assert torch.equal(still.pooled(**batch), still.pooled(**batch))
     moving = new_student(backbone, SCALES, 0.3, 0).train()
     moving.dropout.p = 0.0
-    assert not torch.equal(moving.logits(**batch), moving.logits(**batch))
+    assert not torch.equal(moving.pooled(**batch), moving.pooled(**batch))
 
 
 def test_upper_layers_learn_faster_and_embeddings_not_at_all(student):

@@ -172,6 +172,52 @@ def test_the_loss_is_the_cross_entropy_of_every_point(material):
     torch.testing.assert_close(loss, _LOSS_SCALE * by_hand, rtol=1e-4, atol=1e-5)
 
 
+def with_states(rows, states):
+    from efficient_empathy.distill.batches import EncodedRows
+
+    return EncodedRows(rows.encoded, rows.targets.numpy(), rows.pad, states)
+
+
+def test_states_add_their_squared_errors_and_rows_without_add_nothing(material):
+    from efficient_empathy.distill.module import _STATE_WEIGHT, StudentModule
+    from efficient_empathy.distill.students import new_student
+
+    backbone, rows, _ = material
+    states = np.full((80, 2), np.nan)
+    states[1:3] = [[1.0, 2.0], [3.0, -1.0]]
+    student = new_student(backbone, SCALES, 0.0, 0).eval()
+    with torch.inference_mode():
+        plain = StudentModule(student, options_of(1)).training_step(rows.collate([0, 1, 2]), 0)
+        taught = StudentModule(student, options_of(1), 2).training_step(with_states(rows, states).collate([0, 1, 2]), 0)
+    # The projection starts by saying 0 to all: (1 + 4 + 9 + 1) over three rows of two states.
+    torch.testing.assert_close(taught - plain, torch.tensor(_STATE_WEIGHT * 15 / 6))
+
+
+def test_states_are_learnt_and_leave_nothing_behind_in_the_student(material):
+    from efficient_empathy.distill.batches import training_loader
+    from efficient_empathy.distill.module import StudentModule
+    from efficient_empathy.distill.students import new_student
+    from efficient_empathy.distill.training import fit_quietly
+
+    backbone, rows, _ = material
+    lengths = rows.encoded.lengths
+    taught = with_states(rows, ((lengths - lengths.mean()) / lengths.std())[:, None])
+    student, plain = (new_student(backbone, SCALES, 0.0, 0) for _ in range(2))
+    before = {name: value.clone() for name, value in student.encoder.state_dict().items()}
+    module = StudentModule(student, options_of(10), 1)
+    fit_quietly(module, training_loader(taught, 16, 0), None, 10, 0, [])
+    module.cpu().eval()
+    batch = taught.collate(list(range(80)))
+    with torch.inference_mode():
+        pooled = student.pooled(batch["input_ids"], batch["attention_mask"], batch["token_type_ids"])
+        left = (module.projection(pooled) - batch["states"]).square().mean()
+    assert left < 0.5  # of a variance of 1
+    assert not torch.equal(
+        before["encoder.layer.0.output.dense.weight"], student.encoder.encoder.layer[0].output.dense.weight
+    )
+    assert student.state_dict().keys() == plain.state_dict().keys()
+
+
 @pytest.mark.parametrize(
     ("kind", "field", "value"),
     [
