@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from efficient_empathy.distill.batches import split_by_conversation
-from efficient_empathy.distill.training import mean_spearman
+from efficient_empathy.distill.training import choose_epoch
 from efficient_empathy.scorer.artifact import Scale
 
 _STEEPEST = 10.0
@@ -69,6 +69,6 @@ def cross_fitted(
     halves = split_by_conversation(groups, 0.5, seed)
     found = np.zeros_like(scores, dtype=np.float64)
     for here, there in (halves, halves[::-1]):
-        best = int(np.argmax([mean_spearman(raw[there], scores[there]) for raw in epochs]))
-        found[here] = fit_calibration(epochs[best][there], scores[there]).apply(epochs[best][here])
+        chosen = epochs[choose_epoch([raw[there] for raw in epochs], scores[there])]
+        found[here] = fit_calibration(chosen[there], scores[there]).apply(chosen[here])
     return clipped(found, scales)

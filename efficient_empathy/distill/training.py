@@ -5,7 +5,7 @@ import logging
 import signal
 import threading
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -23,6 +23,7 @@ from efficient_empathy.environment import computes_bf16
 from efficient_empathy.gpu_memory import within_memory
 from efficient_empathy.scorer.ranks import spearman
 
+_RESAMPLES = 200
 _log = logging.getLogger(__name__)
 
 
@@ -36,21 +37,24 @@ class Trained:
     """Index of the epoch whose weights the student now has."""
 
 
-class _KeepBest(L.Callback):
-    """Keeps the weights of the epoch with the highest mean Spearman on the validation rows; stops when it no longer rises."""
+class _KeepChosen(L.Callback):
+    """Keeps the weights of the epoch that ``choose_epoch`` chooses; stops when the figure no longer rises."""
 
     def __init__(self, scores: np.ndarray, patience: int):
         self.scores, self.patience = scores, patience
         self.figures: list[float] = []
-        self.best: dict[str, torch.Tensor] = {}
+        self.chosen = 0
+        self.weights: dict[str, torch.Tensor] = {}
 
     def on_validation_end(self, trainer: L.Trainer, module: L.LightningModule) -> None:
         # Not on_validation_epoch_end: callbacks hear of that before the module has set its outputs aside.
         assert isinstance(module, StudentModule)  # noqa: S101 - narrows the type for the checker
         self.figures.append(mean_spearman(module.epochs[-1], self.scores))
         _log.info("epoch %d: mean Spearman %.3f on the validation rows", len(self.figures), self.figures[-1])
-        if int(np.argmax(self.figures)) == len(self.figures) - 1:
-            self.best = {name: value.detach().clone() for name, value in module.student.state_dict().items()}
+        # Once passed over, an epoch stays so: only a newer one can become the best, and is then chosen itself.
+        self.chosen = choose_epoch(module.epochs, self.scores)
+        if self.chosen == len(self.figures) - 1:
+            self.weights = {name: value.detach().clone() for name, value in module.student.state_dict().items()}
         if len(self.figures) - 1 - int(np.argmax(self.figures)) >= self.patience:
             trainer.should_stop = True
 
@@ -66,7 +70,8 @@ def train_student(
     """Tune a student in place.
 
     Args:
-        student: the model; afterwards it has the weights of its best epoch, or of the last one without validation rows.
+        student: the model; afterwards it has the weights of the epoch that ``choose_epoch`` chooses, or of the last one without
+            validation rows.
         rows: what it learns from; targets are ``exceedances`` or probabilities of the same kind. States, where there are any, are
             learnt from too.
         validation: rows that choose the epoch; None trains all epochs.
@@ -78,7 +83,7 @@ def train_student(
     module = StudentModule(student, options, 0 if rows.states is None else rows.states.shape[1])
     callbacks: list[L.Callback] = [Progress(what)]
     if validation is not None:
-        keep = _KeepBest(student.expected(validation.targets).numpy(), options.patience)
+        keep = _KeepChosen(student.expected(validation.targets).numpy(), options.patience)
         callbacks.append(keep)
     loader = training_loader(rows, options.batch_size, seed)
     checks = None if validation is None else ordered_loader(validation, 64)
@@ -86,8 +91,8 @@ def train_student(
     student.cpu().eval()
     if validation is None:
         return Trained([], options.epochs - 1)
-    student.load_state_dict(keep.best)
-    return Trained(module.epochs, int(np.argmax(keep.figures)))
+    student.load_state_dict(keep.weights)
+    return Trained(module.epochs, keep.chosen)
 
 
 def fit_quietly(
@@ -134,6 +139,33 @@ def interruptible() -> Iterator[None]:
         if threading.current_thread() is threading.main_thread():
             signal.signal(signal.SIGINT, before)
         raise KeyboardInterrupt from None
+
+
+def choose_epoch(epochs: Sequence[np.ndarray], scores: np.ndarray) -> int:
+    """The last epoch that is not clearly worse than the best: the rate has fallen furthest there.
+
+    A hundred held-out rows rank epochs by chance; the one that happens to lead is often an early one. Clearly worse is: by more
+    than one standard error of the difference in mean Spearman, by a bootstrap of the rows (after the one-standard-error rule of
+    Breiman et al. 1984).
+
+    Args:
+        epochs: outputs for the validation rows after each epoch, each (n, d).
+        scores: the judge's scores of the rows, (n, d).
+
+    Returns:
+        Its index.
+    """
+    best = int(np.argmax([mean_spearman(found, scores) for found in epochs]))
+    draws = np.random.default_rng(0).integers(0, len(scores), (_RESAMPLES, len(scores)))
+
+    def in_draws(epoch: int) -> np.ndarray:
+        return np.array([mean_spearman(epochs[epoch][rows], scores[rows]) for rows in draws])
+
+    for epoch in range(len(epochs) - 1, best, -1):
+        behind = mean_spearman(epochs[best], scores) - mean_spearman(epochs[epoch], scores)
+        if behind <= (in_draws(best) - in_draws(epoch)).std():
+            return epoch
+    return best
 
 
 def mean_spearman(found: np.ndarray, expected: np.ndarray) -> float:

@@ -92,35 +92,63 @@ def test_the_same_seed_gives_the_same_weights(material):
     assert not all(torch.equal(first[name], other[name]) for name in first)
 
 
-def test_the_student_has_the_weights_of_its_best_epoch(material):
-    from efficient_empathy.distill.training import choose_precision, mean_spearman
+def test_the_student_has_the_weights_of_the_chosen_epoch(material):
+    from efficient_empathy.distill.training import choose_epoch, choose_precision
 
     # A rate that is far too high: later epochs are not always better.
     student, trained = train(material, options_of(5, learning_rate=0.03))
     validation = material[2]
     scores = student.expected(validation.targets).numpy()
-    figures = [mean_spearman(outputs, scores) for outputs in trained.outputs]
-    assert trained.best_epoch == int(np.argmax(figures))
+    assert trained.best_epoch == choose_epoch(trained.outputs, scores)
     found = expected_scores(student, validation)
     tolerance = 1e-4 if choose_precision() == "32-true" else 0.1
     np.testing.assert_allclose(found, trained.outputs[trained.best_epoch], atol=tolerance)
 
 
 @pytest.mark.parametrize(
-    ("figures", "epochs", "best"),
-    [([0.5, 0.4, 0.3, 0.9], 3, 0), ([0.1, 0.5, 0.4, 0.6], 4, 3), ([0.5, 0.5, 0.5, 0.5], 3, 0)],
+    ("figures", "chosen", "epochs", "best"),
+    [
+        ([0.5, 0.4, 0.3, 0.9], [0, 0, 0], 3, 0),
+        ([0.1, 0.5, 0.4, 0.6], [0, 1, 1, 3], 4, 3),
+        ([0.5, 0.5, 0.5, 0.5], [0, 1, 2], 3, 2),
+        ([0.5, 0.4, 0.3, 0.9], [0, 1, 1], 3, 1),
+    ],
 )
-def test_training_stops_when_the_figure_no_longer_rises(material, monkeypatch, figures, epochs, best):
+def test_training_stops_when_the_figure_no_longer_rises(material, monkeypatch, figures, chosen, epochs, best):
     from efficient_empathy.distill import training
 
-    given = iter(figures)
+    given, choices = iter(figures), iter(chosen)
     monkeypatch.setattr(training, "mean_spearman", lambda found, expected: next(given))
+    monkeypatch.setattr(training, "choose_epoch", lambda found, expected: next(choices))
     student, trained = train(material, options_of(4, patience=2))
     assert (len(trained.outputs), trained.best_epoch) == (epochs, best)
-    # Outputs and weights are those of the same epoch, also where two epochs are equally good.
+    # Outputs and weights are those of the same epoch, also where it is neither the best nor the last.
     found = expected_scores(student, material[2])
     distance = [np.abs(found - outputs).max() for outputs in trained.outputs]
     assert int(np.argmin(distance)) == best
+
+
+@pytest.mark.parametrize(
+    ("noise", "chosen"),
+    [
+        ((0.5, 9.0), 0),  # far worse at the end
+        ((9.0, 0.5), 1),
+        ((3.0, 3.0), 1),  # the first leads, by 0.01, and by chance
+        ((3.0, 3.0, 9.0), 1),
+        ((2.0,), 0),
+    ],
+)
+def test_the_last_epoch_that_is_not_clearly_worse_is_chosen(noise, chosen):
+    from efficient_empathy.distill.training import choose_epoch, mean_spearman
+
+    rng = np.random.default_rng(5)
+    scores = rng.integers(0, 11, (100, 2)).astype(float)
+    errors = rng.normal(size=(3, 100, 2))
+    epochs = [scores + scale * error for scale, error in zip(noise, errors, strict=False)]
+    if noise == (3.0, 3.0):
+        assert 0.01 < mean_spearman(epochs[0], scores) - mean_spearman(epochs[1], scores) < 0.04
+    assert choose_epoch(epochs, scores) == chosen
+    assert choose_epoch([*epochs, epochs[-1]], scores) == (chosen + 1 if chosen == len(epochs) - 1 else chosen)
 
 
 def test_training_is_in_training_mode_also_after_a_validation(material):
