@@ -60,7 +60,7 @@ def run_seed(rows: list[dict], seed: int, options: argparse.Namespace, folder: P
     fresh = np.flatnonzero([untouched(group) for group in groups])
     result: dict = {"seed": seed, "train_rows": len(taken), "report_rows": len(rest), "untouched_rows": len(fresh)}
     training = read_manifest(out)["training"]
-    recipe = {name: training.get(name) for name in ("layers", "teachers", "rated_pool_examples")}
+    recipe = {name: training.get(name) for name in ("layers", "teachers", "teacher_states", "rated_pool_examples")}
     result |= {"recipe": recipe, "cost": asdict(cost), "parity": scorer.spec.parity, "systems": {}}
     for name, found in systems.items():
         everything = Judged(test.scores, groups, scorer.spec.dimensions, decide, classes)

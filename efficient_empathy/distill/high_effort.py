@@ -69,6 +69,7 @@ def train_high(
     facts = {
         **facts_of(student, shorter.epochs, shorter.epochs),
         "teachers": len(teachers.seeds),
+        "teacher_states": states.shape[1],
         "rated_pool_examples": len(chosen),
     }
     return TrainedStudent(student, split, [outputs], 0, facts)
