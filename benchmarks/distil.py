@@ -1,6 +1,6 @@
 """How well 1,000 labels distil: the paper's judge scores, by conversation, on rows never trained on.
 
-    python benchmarks/distil.py [--effort normal|high [--teacher ENCODER]] [--seeds 0,1,2] [--labels 1000]
+    python benchmarks/distil.py [--effort normal|high [--teacher ENCODER]] [--epochs N] [--seeds 0,1,2] [--labels 1000]
 
 Each seed draws conversations until 1,000 rows are reached, runs the whole `ee-cli distill` command on them and scores all
 other rows with the scorer folder. Baselines are fitted on the same rows in the same run, and calibrated as the scorer is. The
@@ -40,6 +40,8 @@ def run_seed(rows: list[dict], seed: int, options: argparse.Namespace, folder: P
         arguments += ["--dialogues", str(DATA / POOL)]
     if options.teacher:
         arguments += ["--teacher", str(options.teacher)]
+    if options.epochs:
+        arguments += ["--epochs", str(options.epochs)]
     cost = run_command(arguments)
     rubric = Rubric.load()
     train = load_labelled(labels, None, rubric)
@@ -88,6 +90,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--effort", default="normal", choices=["normal", "high"])
     parser.add_argument("--teacher", type=Path, help="with --effort high: folder of a larger encoder")
+    parser.add_argument("--epochs", type=int, help="passes over the labels, of each teacher where there are any")
     parser.add_argument("--seeds", default="0,1,2")
     parser.add_argument("--labels", type=int, default=1000)
     parser.add_argument("--keep", type=Path, help="keep the scorer folders here")
@@ -97,6 +100,7 @@ def main() -> None:
         folder = options.keep or Path(scratch)
         folder.mkdir(parents=True, exist_ok=True)
         name = f"distil-{options.effort}" + ("-teacher" if options.teacher else "")
+        name += f"-{options.epochs}-epochs" if options.epochs else ""
         teacher = options.teacher and {"name": options.teacher.name, "sha256": sha256_file(options.teacher / WEIGHTS)}
         before, made = read_result(name), {"labels": options.labels, "teacher": teacher}
         # Seeds of another number of labels, of another teacher or recipe, are another measurement.
