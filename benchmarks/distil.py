@@ -19,8 +19,9 @@ from common import DATA, draw_conversations, read_result, read_rows, run_command
 from efficient_empathy import Scorer
 from efficient_empathy.distill.backbone import open_backbone
 from efficient_empathy.distill.baselines import mean_scores, ridge, tfidf_ridge
+from efficient_empathy.distill.decision import decision_rule
 from efficient_empathy.distill.labels import load_labelled
-from efficient_empathy.distill.measuring import decision_rule, frozen_features
+from efficient_empathy.distill.measuring import frozen_features
 from efficient_empathy.distill.quality import Judged, agreement
 from efficient_empathy.distill.rubric import Rubric
 from efficient_empathy.manifest import read_manifest, sha256_file
@@ -47,15 +48,15 @@ def run_seed(rows: list[dict], seed: int, options: argparse.Namespace, folder: P
     train = load_labelled(labels, None, rubric)
     test = load_labelled(write_jsonl(folder / f"rest-{seed}.jsonl", rest), None, rubric)
     scorer = Scorer.load(out, device="cpu")
-    decide, classes, _ = decision_rule(scorer.spec.dimensions)
-    backbone = open_backbone("minilm", 128)
+    backbone, scales = open_backbone("minilm", 128), scorer.spec.dimensions
+    decide, classes, _ = decision_rule(scales)
     features = frozen_features([*train.examples, *test.examples], backbone)
     systems = {
         f"scorer ({scorer.precision})": scorer.score(test.examples),
         "frozen encoder + linear": ridge(
-            features[: len(train.examples)], train.scores, features[len(train.examples) :]
+            features[: len(train.examples)], train.scores, features[len(train.examples) :], scales
         ),
-        "TF-IDF + ridge": tfidf_ridge(train.examples, train.scores, test.examples),
+        "TF-IDF + ridge": tfidf_ridge(train.examples, train.scores, test.examples, scales),
         "mean": mean_scores(train.scores, len(test.examples)),
     }
     groups = [example.dialogue_id for example in test.examples]
@@ -63,10 +64,11 @@ def run_seed(rows: list[dict], seed: int, options: argparse.Namespace, folder: P
     result: dict = {"seed": seed, "train_rows": len(taken), "report_rows": len(rest), "untouched_rows": len(fresh)}
     training = read_manifest(out)["training"]
     recipe = {name: training.get(name) for name in ("layers", "teachers", "teacher_states", "rated_pool_examples")}
+    recipe["calibration"] = sorted(scorer.spec.calibration)
     result |= {"recipe": recipe, "cost": asdict(cost), "parity": scorer.spec.parity, "systems": {}}
     for name, found in systems.items():
-        everything = Judged(test.scores, groups, scorer.spec.dimensions, decide, classes)
-        half = Judged(test.scores[fresh], [groups[i] for i in fresh], scorer.spec.dimensions, decide, classes)
+        everything = Judged(test.scores, groups, scales, decide, classes)
+        half = Judged(test.scores[fresh], [groups[i] for i in fresh], scales, decide, classes)
         result["systems"][name] = {
             "all": {k: asdict(v) for k, v in agreement(found, everything, resamples=300).items()},
             "untouched": {k: asdict(v) for k, v in agreement(found[fresh], half, resamples=300).items()},

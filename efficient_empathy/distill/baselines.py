@@ -6,7 +6,8 @@ from typing import Any
 import numpy as np
 
 from efficient_empathy.dialogues.types import Example
-from efficient_empathy.distill.calibration import fit_calibration
+from efficient_empathy.distill.calibration import calibrate
+from efficient_empathy.scorer.artifact import Scale
 
 _RIDGE_ALPHAS = np.logspace(-2, 4, 13)
 
@@ -16,7 +17,9 @@ def mean_scores(labels: np.ndarray, rows: int) -> np.ndarray:
     return np.tile(labels.mean(0), (rows, 1))
 
 
-def tfidf_ridge(train: Sequence[Example], labels: np.ndarray, test: Sequence[Example]) -> np.ndarray:
+def tfidf_ridge(
+    train: Sequence[Example], labels: np.ndarray, test: Sequence[Example], scales: tuple[Scale, ...]
+) -> np.ndarray:
     """TF-IDF of response and context, words and pairs of words apart, into ridge regression; float (len(test), d)."""
     from scipy.sparse import csr_matrix, hstack
     from sklearn.feature_extraction.text import TfidfVectorizer
@@ -30,28 +33,28 @@ def tfidf_ridge(train: Sequence[Example], labels: np.ndarray, test: Sequence[Exa
 
     responses = vectorise([e.response for e in train], [e.response for e in test])
     contexts = vectorise([_context(e) for e in train], [_context(e) for e in test])
-    return ridge(hstack([responses[0], contexts[0]]).tocsr(), labels, hstack([responses[1], contexts[1]]).tocsr())
+    both = [hstack([responses[part], contexts[part]]).tocsr() for part in (0, 1)]
+    return ridge(both[0], labels, both[1], scales)
 
 
-def ridge(train: Any, labels: np.ndarray, test: Any) -> np.ndarray:
+def ridge(train: Any, labels: np.ndarray, test: Any, scales: tuple[Scale, ...]) -> np.ndarray:
     """Ridge regression, strength by cross-validation inside the training rows, each dimension its own; float (n, d).
 
     Predictions crowd round the mean, and a threshold would call too few of them high or low. Where they tell anything of rows that
-    were left out, they are given the labels' mean and spread by these: a scorer that is calibrated is compared with its like.
+    were left out, they are calibrated by these: a scorer that is calibrated for its decision is compared with its like.
     """
     from sklearn.linear_model import Ridge, RidgeCV
     from sklearn.model_selection import KFold, cross_val_predict
 
     folds = KFold(5, shuffle=True, random_state=0)
-    columns = []
-    for column in labels.T:
-        model = RidgeCV(_RIDGE_ALPHAS, cv=folds).fit(train, column)
-        left_out = cross_val_predict(Ridge(model.alpha_), train, column, cv=folds)
-        found = model.predict(test)[:, None]
-        if np.cov(left_out, column)[0, 1] > 0:
-            found = fit_calibration(left_out[:, None], column[:, None]).apply(found)
-        columns.append(found)
-    return np.concatenate(columns, axis=1)
+    left_out, found = np.zeros_like(labels, dtype=np.float64), np.zeros((test.shape[0], labels.shape[1]))
+    for column, wanted in enumerate(labels.T):
+        model = RidgeCV(_RIDGE_ALPHAS, cv=folds).fit(train, wanted)
+        left_out[:, column] = cross_val_predict(Ridge(model.alpha_), train, wanted, cv=folds)
+        found[:, column] = model.predict(test)
+    calibrated = calibrate(left_out, labels, labels[None], scales).apply(found)
+    tells = [np.cov(some, wanted)[0, 1] > 0 for some, wanted in zip(left_out.T, labels.T, strict=True)]
+    return np.where(tells, calibrated, found)
 
 
 def _context(example: Example) -> str:

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from efficient_empathy.distill.calibration import Calibration
+from efficient_empathy.distill.calibration import Line
 from efficient_empathy.distill.settings import FastOptions
 from efficient_empathy.distill.student import exceedances
 from efficient_empathy.errors import EmpathyError
@@ -41,7 +41,7 @@ class FastStudent(nn.Module):
     def __init__(self, spec: FastSpec, points: int, options: FastOptions):
         super().__init__()
         self.spec = spec
-        self.calibration: Calibration | None = None
+        self.line: Line | None = None
         """How expected scores become final ones; None leaves them as they are."""
         self.response, self.context, self.earlier = (_table(spec, options.vector) for _ in FIELDS)
         self.hidden = nn.Linear(options.vector * len(FIELDS) + NUMBERS, options.hidden)
@@ -117,8 +117,8 @@ def fast_scores(student: FastStudent, rows: FastRows, scales: tuple[Scale, ...])
             some = np.arange(start, min(start + _ROWS, len(rows)))
             shares = torch.sigmoid(student(**_tensors(rows, some, student.spec))).numpy()
             found[some] = shares @ sums.membership + sums.low
-    if student.calibration is not None:
-        found = student.calibration.apply(found).astype(np.float32)
+    if student.line is not None:
+        found = student.line.apply(found).astype(np.float32)
     return np.clip(found, sums.low, sums.high)
 
 
@@ -155,7 +155,7 @@ def export_fast(student: FastStudent, path: Path, scales: tuple[Scale, ...]) -> 
     from onnx import TensorProto, helper, numpy_helper
 
     make, sums = helper.make_node, _Sums(scales)
-    calibration = student.calibration or Calibration(np.ones(len(scales)), np.zeros(len(scales)))
+    line = student.line or Line(np.ones(len(scales)), np.zeros(len(scales)))
     constants: dict[str, np.ndarray] = {
         "axis": np.array([1], np.int64),
         "pad": np.array(student.spec.buckets, np.int64),
@@ -165,8 +165,8 @@ def export_fast(student: FastStudent, path: Path, scales: tuple[Scale, ...]) -> 
         "low": sums.low,
         "high": sums.high,
         "membership": sums.membership,
-        "slope": calibration.slope.astype(np.float32),
-        "intercept": calibration.intercept.astype(np.float32),
+        "slope": line.slope.astype(np.float32),
+        "intercept": line.intercept.astype(np.float32),
     }
     for name, layer in (("hidden", student.hidden), ("out", student.out)):
         constants[f"{name}.weight"] = layer.weight.detach().numpy()

@@ -15,10 +15,10 @@ import numpy as np
 
 from efficient_empathy.dialogues.types import Example
 from efficient_empathy.distill.backbone import Backbone
-from efficient_empathy.distill.calibration import fit_calibration
+from efficient_empathy.distill.calibration import fit_line
+from efficient_empathy.distill.decision import decision_rule
 from efficient_empathy.distill.export import onnx_scores
 from efficient_empathy.distill.fast_student import check_fast, export_fast, fast_scores, train_fast
-from efficient_empathy.distill.measuring import decision_rule
 from efficient_empathy.distill.settings import FastOptions
 from efficient_empathy.scorer.artifact import Scale
 from efficient_empathy.scorer.cascade import CASCADE_FILE, Pairs
@@ -120,7 +120,7 @@ def make_fast_tier(
     middle = len(parts.learnt)
     student = train_fast(rows, scores[:middle], scales, options, seed)
     # What is learnt crowds round the mean: with the transformer's spread the subsets get about its shares.
-    student.calibration = fit_calibration(fast_scores(student, unseen, scales), scores[middle:])
+    student.line = fit_line(fast_scores(student, unseen, scales), scores[middle:])
     export_fast(student, folder / FAST_FILE, scales)
     found = fast_scores(student, unseen, scales)
     difference = check_fast(folder / FAST_FILE, found, unseen, options.spec)

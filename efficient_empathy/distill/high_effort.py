@@ -64,8 +64,7 @@ def train_high(
     both = labelled.with_rows(EncodedRows(rated, ratings, labelled.pad, states))
     shorter = plan.student_training(training)
     _train_final(student, both, shorter, options.seed, stages)
-    found = probabilities(student, validation.encoded, labelled.pad)
-    outputs = student.expected(torch.from_numpy(found)).numpy()
+    outputs = probabilities(student, validation.encoded, labelled.pad)
     facts = {
         **facts_of(student, shorter.epochs, shorter.epochs),
         "teachers": len(teachers.seeds),

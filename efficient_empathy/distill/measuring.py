@@ -1,6 +1,6 @@
 """What the report and the card say: the scorer and three baselines on the held-out rows, with intervals."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
@@ -11,33 +11,12 @@ from efficient_empathy.dialogues.types import Example
 from efficient_empathy.distill.backbone import Backbone, load_encoder
 from efficient_empathy.distill.baselines import mean_scores, ridge, tfidf_ridge
 from efficient_empathy.distill.calibration import clipped
+from efficient_empathy.distill.decision import decision_rule
 from efficient_empathy.distill.quality import Judged, agreement
 from efficient_empathy.distill.students import Split
 from efficient_empathy.scorer.artifact import Scale
 from efficient_empathy.scorer.batching import token_budget_batches
 from efficient_empathy.scorer.encoding import Encoder
-from efficient_empathy.selection.policies import PaperPolicy
-
-Decide = Callable[[np.ndarray], np.ndarray]
-
-
-def decision_rule(scales: tuple[Scale, ...]) -> tuple[Decide, int, str]:
-    """The decision that quality and parity are measured by.
-
-    The paper's rule at the middle of the scale where there are a sensibility and a rationality of one scale; for another
-    rubric, which side of the middle of its scale each dimension is on.
-
-    Returns:
-        The decision, (n, d) scores to (n,) classes; the number of classes; what it is called.
-    """
-    names = tuple(scale.name for scale in scales)
-    middles = np.array([(scale.low + scale.high) / 2 for scale in scales])
-    both = [names.index(name) for name in ("sensibility", "rationality") if name in names]
-    if len(both) == 2 and middles[both[0]] == middles[both[1]]:  # the rule has one threshold for both
-        policy = PaperPolicy(float(middles[names.index("rationality")]))
-        return (lambda scores: policy.decide(scores, names)), 3, f"paper rule, T = {policy.threshold:g}"
-    bits = 1 << np.arange(len(scales))
-    return (lambda scores: ((scores > middles) * bits).sum(1)), 1 << len(scales), "above or below each scale's middle"
 
 
 def measure(
@@ -59,8 +38,8 @@ def measure(
     train, test = [examples[row] for row in rows], [examples[row] for row in held]
     features = frozen_features([*train, *test], backbone)
     baselines = {
-        "frozen encoder + linear": ridge(features[: len(train)], scores[rows], features[len(train) :]),
-        "TF-IDF + ridge": tfidf_ridge(train, scores[rows], test),
+        "frozen encoder + linear": ridge(features[: len(train)], scores[rows], features[len(train) :], scales),
+        "TF-IDF + ridge": tfidf_ridge(train, scores[rows], test, scales),
         "mean": mean_scores(scores[rows], len(held)),
     }
     systems = {**found, **{name: clipped(predicted, scales) for name, predicted in baselines.items()}}

@@ -17,9 +17,10 @@ from efficient_empathy.distill.batches import split_by_conversation
 from efficient_empathy.distill.calibration import cross_fitted, fit_calibration
 from efficient_empathy.distill.card import write_card
 from efficient_empathy.distill.conversations import join_conversations
+from efficient_empathy.distill.decision import decision_rule
 from efficient_empathy.distill.fast_tier import FAST_FILE, PoolParts, make_fast_tier
 from efficient_empathy.distill.half import add_half
-from efficient_empathy.distill.measuring import decision_rule, measure
+from efficient_empathy.distill.measuring import measure
 from efficient_empathy.distill.quantise import quantise
 from efficient_empathy.distill.rubric import Rubric
 from efficient_empathy.distill.settings import COMPARED_EXAMPLES, DistillOptions
@@ -73,8 +74,9 @@ def distill(data: LabelledData, rubric: Rubric, options: DistillOptions, out: Pa
     parts = pool_parts(data.pool, split, options)
     trained = _train(split, parts, scales, backbone, options, out)
     scores = data.scores[split.held_out]
-    calibration = fit_calibration(trained.outputs[trained.best_epoch], scores)
-    trained.student.set_calibration(torch.from_numpy(calibration.slope), torch.from_numpy(calibration.intercept))
+    calibration = fit_calibration(trained.outputs[trained.best_epoch], scores, scales)
+    shape = {"cut": calibration.cut, "below": calibration.below, "above": calibration.above}
+    trained.student.set_calibration(**{name: torch.from_numpy(values) for name, values in shape.items()})
     groups = [data.examples[row].dialogue_id for row in split.held_out]
     found = cross_fitted(trained.outputs, scores, groups, scales, options.seed)
     with atomic_folder(out) as scratch:
@@ -93,7 +95,7 @@ def distill(data: LabelledData, rubric: Rubric, options: DistillOptions, out: Pa
             fast=options.fast.spec if fast is not None else None,
             cascade=fast.cascade if fast is not None else {},
             rubric={"name": rubric.name, "sha256": rubric.digest},
-            calibration={"slope": calibration.slope.tolist(), "intercept": calibration.intercept.tolist()},
+            calibration={name: values.tolist() for name, values in shape.items()},
             parity=parity,
             quality=quality,
             versions=versions(*_PACKAGES),

@@ -23,6 +23,13 @@ def exceedances(scores: np.ndarray, scales: tuple[Scale, ...]) -> np.ndarray:
     return np.concatenate(columns, axis=1).astype(np.float32)
 
 
+def expected_scores(probabilities: np.ndarray, scales: tuple[Scale, ...]) -> np.ndarray:
+    """The scores that answers as those of ``exceedances`` stand for: (n, points) to float (n, d)."""
+    ends = np.cumsum([round(scale.high - scale.low) for scale in scales])[:-1]
+    columns = np.split(np.asarray(probabilities, np.float64), ends, axis=1)
+    return np.stack([scale.low + column.sum(1) for scale, column in zip(scales, columns, strict=True)], axis=1)
+
+
 class Student(nn.Module):
     """Encoder, the mean states of context and response side by side, and a probability for each point of each scale.
 
@@ -33,8 +40,10 @@ class Student(nn.Module):
     The names' suffixes are B batch, T tokens, H hidden size, D dimensions, P points of all scales.
     """
 
-    slope: Tensor
-    intercept: Tensor
+    middle: Tensor
+    cut: Tensor
+    below: Tensor
+    above: Tensor
     low: Tensor
     high: Tensor
     membership: Tensor
@@ -52,10 +61,12 @@ class Student(nn.Module):
         self.register_buffer(
             "membership", membership
         )  # (points, dimensions), 1 where a point is of a dimension's scale
-        self.register_buffer("slope", torch.ones(len(dimensions)))
-        self.register_buffer("intercept", torch.zeros(len(dimensions)))
         self.register_buffer("low", torch.tensor(low, dtype=torch.float32))
         self.register_buffer("high", torch.tensor(high, dtype=torch.float32))
+        self.register_buffer("middle", (self.low + self.high) / 2)
+        self.register_buffer("cut", self.middle.clone())
+        self.register_buffer("below", torch.ones(len(dimensions)))
+        self.register_buffer("above", torch.ones(len(dimensions)))
         self._has_segments = getattr(encoder.config, "type_vocab_size", 0) > 1
 
     def pooled(self, input_ids: Tensor, attention_mask: Tensor, token_type_ids: Tensor) -> Tensor:
@@ -87,7 +98,8 @@ class Student(nn.Module):
     def forward(self, input_ids: Tensor, attention_mask: Tensor, token_type_ids: Tensor) -> Tensor:
         """Scores on the judge's scale, (batch, dimensions), within its ends."""
         expected_BD = self.expected(self.probabilities(input_ids, attention_mask, token_type_ids))
-        scores_BD = expected_BD * self.slope + self.intercept
+        distance_BD = expected_BD - self.cut
+        scores_BD = self.middle + torch.relu(distance_BD) * self.above - torch.relu(-distance_BD) * self.below
         return torch.minimum(torch.maximum(scores_BD, self.low), self.high)
 
     def start_head_at(self, shares: np.ndarray) -> None:
@@ -96,10 +108,14 @@ class Student(nn.Module):
         with torch.no_grad():
             self.head.bias.copy_(torch.logit(odds))
 
-    def set_calibration(self, slope: Tensor, intercept: Tensor) -> None:
-        """Set how expected scores become final ones: ``expected * slope + intercept``, one number a dimension each."""
-        self.slope.copy_(slope)
-        self.intercept.copy_(intercept)
+    def set_calibration(self, cut: Tensor, below: Tensor, above: Tensor) -> None:
+        """Set how expected scores become final ones: two lines that meet where ``cut`` becomes the middle, with their slopes.
+
+        One number a dimension each.
+        """
+        self.cut.copy_(cut)
+        self.below.copy_(below)
+        self.above.copy_(above)
 
 
 def _mean(hidden_BTH: Tensor, mask_BT: Tensor) -> Tensor:

@@ -50,7 +50,7 @@ class TrainedStudent:
     split: Split
     """What it learnt from, and what was held out."""
     outputs: list[np.ndarray]
-    """Expected scores of the held-out rows, before calibration, after each epoch that could be chosen, each (n, d)."""
+    """Probabilities of the held-out rows after each epoch that could be chosen, each (n, points)."""
     best_epoch: int
     """Index into ``outputs``: the epoch whose weights the student has."""
     facts: Mapping[str, Any] = field(default_factory=dict)

@@ -32,7 +32,7 @@ class Trained:
     """What training gave."""
 
     outputs: list[np.ndarray]
-    """Expected scores of the validation rows after each epoch, each float32 (n, d); empty without such rows."""
+    """Probabilities of the validation rows after each epoch, each float32 (n, points); empty without such rows."""
     best_epoch: int
     """Index of the epoch whose weights the student now has."""
 
@@ -42,6 +42,7 @@ class _KeepChosen(L.Callback):
 
     def __init__(self, scores: np.ndarray, patience: int):
         self.scores, self.patience = scores, patience
+        self.expected: list[np.ndarray] = []
         self.figures: list[float] = []
         self.chosen = 0
         self.weights: dict[str, torch.Tensor] = {}
@@ -49,10 +50,12 @@ class _KeepChosen(L.Callback):
     def on_validation_end(self, trainer: L.Trainer, module: L.LightningModule) -> None:
         # Not on_validation_epoch_end: callbacks hear of that before the module has set its outputs aside.
         assert isinstance(module, StudentModule)  # noqa: S101 - narrows the type for the checker
-        self.figures.append(mean_spearman(module.epochs[-1], self.scores))
+        probabilities = torch.from_numpy(module.epochs[-1]).to(module.device)
+        self.expected.append(module.student.expected(probabilities).cpu().numpy())
+        self.figures.append(mean_spearman(self.expected[-1], self.scores))
         _log.info("epoch %d: mean Spearman %.3f on the validation rows", len(self.figures), self.figures[-1])
         # Once passed over, an epoch stays so: only a newer one can become the best, and is then chosen itself.
-        self.chosen = choose_epoch(module.epochs, self.scores)
+        self.chosen = choose_epoch(self.expected, self.scores)
         if self.chosen == len(self.figures) - 1:
             self.weights = {name: value.detach().clone() for name, value in module.student.state_dict().items()}
         if len(self.figures) - 1 - int(np.argmax(self.figures)) >= self.patience:

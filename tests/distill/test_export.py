@@ -31,8 +31,8 @@ class Exported:
         self.student = new_student(backbone, SCALES, 0.0, 0)
         # Spread over the whole scale, and beyond it, so that ends and middle are all in play.
         raw = torch_scores(self.student, self.encoded, self.pad)
-        slope = 3.5 / raw.std(0)
-        self.student.set_calibration(torch.from_numpy(slope), torch.from_numpy(5 - slope * raw.mean(0)))
+        slope = torch.from_numpy(3.5 / raw.std(0))
+        self.student.set_calibration(torch.from_numpy(raw.mean(0)), 1.1 * slope, 0.9 * slope)
         self.path = folder / "fp32.onnx"
         export_fp32(self.student, self.path)
         self.scores = torch_scores(self.student, self.encoded, self.pad)

@@ -48,7 +48,7 @@ def test_fp16_is_close_and_its_head_is_not_rounded(exported, tmp_path):
     # Rounded to fp16 on the way out, every score would be a number of fp16.
     assert (found.astype(np.float16).astype(np.float32) != found).any()
     kinds = {tensor.name: tensor.data_type for tensor in onnx.load(half).graph.initializer}
-    assert kinds["head.weight"] == kinds["slope"] == onnx.TensorProto.FLOAT
+    assert kinds["head.weight"] == kinds["membership"] == onnx.TensorProto.FLOAT
     assert sum(kind == onnx.TensorProto.FLOAT16 for kind in kinds.values()) > 10
 
 

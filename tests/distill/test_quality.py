@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from efficient_empathy.distill.measuring import decision_rule
+from efficient_empathy.distill.decision import decision_rule, separate_decisions
 from efficient_empathy.distill.quality import (
     Judged,
     agreement,
@@ -111,3 +111,14 @@ def test_the_paper_s_rule_needs_one_scale_for_both():
     assert (classes, name) == (4, "above or below each scale's middle")
     # Middles 3 and 5.5: below both, above the first, above the second, above both.
     assert decide(np.array([[2, 5], [4, 5], [2, 6], [4, 6]])).tolist() == [0, 1, 2, 3]
+
+
+def test_dimensions_that_the_rule_does_not_name_have_a_decision_each():
+    scales = tuple(Scale(name, 0.0, 10.0) for name in ("warmth", "rationality", "safety", "sensibility"))
+    rule, warmth, safety = separate_decisions(scales)
+    assert [columns for columns, _ in (rule, warmth, safety)] == [[1, 3], [0], [2]]
+    # Rationality, then sensibility: sensibility, discarded, rationality.
+    rows = np.array([[2.0, 8.0], [8.0, 2.0], [8.0, 8.0]])
+    assert rule[1](rows).tolist() == decision_rule((scales[1], scales[3]))[0](rows).tolist()
+    assert len(set(rule[1](rows).tolist())) == 3
+    assert warmth[1](np.array([[4.0], [5.0], [6.0]])).tolist() == [0, 0, 1]

@@ -91,17 +91,24 @@ def test_one_column_a_dimension_clipped_to_its_scale(student, batch):
     with torch.inference_mode():
         assert student(**batch).shape == (6, 3)
         assert student.probabilities(**batch).shape == (6, 16)
-        for slope, end in ((-1000.0, "low"), (1000.0, "high")):
-            student.set_calibration(torch.full((3,), slope), torch.full((3,), 3 * slope))
+        for cut, end in ((1000.0, "low"), (-1000.0, "high")):
+            student.set_calibration(torch.full((3,), cut), torch.ones(3), torch.ones(3))
             assert student(**batch).tolist() == [[getattr(scale, end) for scale in SCALES]] * 6
 
 
-def test_calibration_is_a_line_on_the_expected_scores(student, batch):
-    slope, intercept = torch.tensor([0.1, 0.2, 0.3]), torch.tensor([5.0, 3.0, 0.0])
-    student.set_calibration(slope, intercept)
+def test_calibration_is_two_lines_on_the_expected_scores_that_meet_at_the_middle(student, batch):
+    from efficient_empathy.distill.calibration import Calibration
+    from efficient_empathy.distill.decision import middles_of
+
     with torch.inference_mode():
         expected = student.expected(student.probabilities(**batch))
-        torch.testing.assert_close(student(**batch), expected * slope + intercept)
+        torch.testing.assert_close(student(**batch), expected)  # as long as it is not calibrated
+        cut, below, above = expected.mean(0), torch.tensor([0.1, 0.2, 0.3]), torch.tensor([0.3, 0.1, 0.2])
+        student.set_calibration(cut, below, above)
+        found = student(**batch)
+    assert ((expected > cut).any(0) & (expected < cut).any(0)).all()
+    calibration = Calibration(middles_of(SCALES), *(values.numpy().astype(float) for values in (cut, below, above)))
+    np.testing.assert_allclose(found.numpy(), calibration.apply(expected.numpy()), atol=1e-5)
 
 
 def test_context_and_response_are_pooled_apart_and_padding_is_not_pooled(student, batch):
