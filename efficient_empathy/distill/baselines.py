@@ -52,7 +52,7 @@ def ridge(train: Any, labels: np.ndarray, test: Any, scales: tuple[Scale, ...]) 
         model = RidgeCV(_RIDGE_ALPHAS, cv=folds).fit(train, wanted)
         left_out[:, column] = cross_val_predict(Ridge(model.alpha_), train, wanted, cv=folds)
         found[:, column] = model.predict(test)
-    calibrated = calibrate(left_out, labels, labels[None], scales).apply(found)
+    calibrated = calibrate(left_out, labels, left_out, labels[None], scales).apply(found)
     tells = [np.cov(some, wanted)[0, 1] > 0 for some, wanted in zip(left_out.T, labels.T, strict=True)]
     return np.where(tells, calibrated, found)
 

@@ -74,11 +74,14 @@ def distill(data: LabelledData, rubric: Rubric, options: DistillOptions, out: Pa
     parts = pool_parts(data.pool, split, options)
     trained = _train(split, parts, scales, backbone, options, out)
     scores = data.scores[split.held_out]
-    calibration = fit_calibration(trained.outputs[trained.best_epoch], scores, scales)
+    compared = Encoder(backbone.tokenizer, backbone.encoding).encode(parts.unseen[:COMPARED_EXAMPLES])
+    unlabelled = export.probabilities(trained.student, compared, backbone.encoding.pad) if parts.unseen else None
+    calibration = fit_calibration(trained.outputs[trained.best_epoch], scores, scales, unlabelled)
     shape = {"cut": calibration.cut, "below": calibration.below, "above": calibration.above}
     trained.student.set_calibration(**{name: torch.from_numpy(values) for name, values in shape.items()})
     groups = [data.examples[row].dialogue_id for row in split.held_out]
-    found = cross_fitted(trained.outputs, scores, groups, scales, options.seed)
+    of_epoch = {} if unlabelled is None else {trained.best_epoch: unlabelled}
+    found = cross_fitted(trained.outputs, scores, groups, scales, options.seed, of_epoch)
     with atomic_folder(out) as scratch:
         parity, files = _export(trained, data, parts, backbone, scales, scratch, options.fp16)
         tiers, labelled = {"transformer": files}, [data.examples[row] for row in split.held_out]
