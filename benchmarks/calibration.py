@@ -30,6 +30,7 @@ from efficient_empathy.scorer.artifact import Scale
 from efficient_empathy.scorer.encoding import Encoder
 
 LABELS = "ed_paper_scores.valid.jsonl.gz"
+METRICS = ("accuracy", "macro_f1", "mae/sensibility", "kappa/sensibility", "mae/rationality", "kappa/rationality")
 HELD_OUT = 75
 """Conversations that a calibration is fitted on: about 150 rows, as ``--holdout`` leaves of 1,000."""
 
@@ -125,9 +126,6 @@ def main() -> None:
     write_result(
         "calibration", {"labels": options.labels, "draws": options.draws, "summary": summary, "results": results}
     )
-
-
-METRICS = ("accuracy", "macro_f1", "mae/sensibility", "kappa/sensibility", "mae/rationality", "kappa/rationality")
 
 
 if __name__ == "__main__":

@@ -7,7 +7,7 @@ import numpy as np
 
 from efficient_empathy.distill.batches import split_by_conversation
 from efficient_empathy.distill.decision import Decide, middles_of, separate_decisions
-from efficient_empathy.distill.student import exceedances, expected_scores
+from efficient_empathy.distill.student import exceedances, expected_scores, split_points
 from efficient_empathy.distill.training import choose_epoch
 from efficient_empathy.scorer.artifact import Scale
 
@@ -137,9 +137,8 @@ def draw(probabilities: np.ndarray, scores: np.ndarray, rows: np.ndarray, scales
     """
     from scipy.special import ndtr
 
-    ends = np.cumsum([round(scale.high - scale.low) for scale in scales])[:-1]
-    answers = np.split(exceedances(scores, scales), ends, axis=1)
-    odds, wanted = (np.split(_log_odds(some), ends, axis=1) for some in (probabilities, rows))
+    answers = split_points(exceedances(scores, scales), scales)
+    odds, wanted = (split_points(_log_odds(some), scales) for some in (probabilities, rows))
     sharpness = [_as_sure_as_right(*both) for both in zip(odds, answers, strict=True)]
     sure, wanted = ([_sigmoid(one * by) for one, by in zip(some, sharpness, strict=True)] for some in (odds, wanted))
     left = scores - expected_scores(np.concatenate(sure, axis=1), scales)

@@ -25,9 +25,14 @@ def exceedances(scores: np.ndarray, scales: tuple[Scale, ...]) -> np.ndarray:
 
 def expected_scores(probabilities: np.ndarray, scales: tuple[Scale, ...]) -> np.ndarray:
     """The scores that answers as those of ``exceedances`` stand for: (n, points) to float (n, d)."""
-    ends = np.cumsum([round(scale.high - scale.low) for scale in scales])[:-1]
-    columns = np.split(np.asarray(probabilities, np.float64), ends, axis=1)
+    columns = split_points(np.asarray(probabilities, np.float64), scales)
     return np.stack([scale.low + column.sum(1) for scale, column in zip(scales, columns, strict=True)], axis=1)
+
+
+def split_points(values: np.ndarray, scales: tuple[Scale, ...]) -> list[np.ndarray]:
+    """What is known of the points of all scales, (n, points), apart for each dimension."""
+    ends = np.cumsum([round(scale.high - scale.low) for scale in scales])[:-1]
+    return np.split(values, ends, axis=1)
 
 
 class Student(nn.Module):
